@@ -1,0 +1,32 @@
+# Every target makes its own virtual environment first: in .venv, or in VENV=folder.
+VENV ?= .venv
+DEMO := results/demo
+
+# The code of this clone is what runs, also where several clones share one VENV.
+export PYTHONPATH := $(CURDIR)
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test prep readme bench
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+env: ## make the virtual environment, anew only when pyproject.toml changed
+	@tools/setup.sh "$(abspath $(VENV))"
+
+demo: env ## compare training without mixing, with MixUp and with CutMix on handwritten digits
+	@fastmix --out $(DEMO) --force
+	@echo "The table, the learning curves and a picture of a mixed batch per arm are in $(DEMO)/"
+
+test: env ## run all tests
+	@tools/test.sh
+
+prep: env ## clean the notebooks, export the modules, write README.md
+	@nbdev-clean && nbdev-export && python tools/readme.py
+
+readme: env ## write README.md from its notebook
+	@python tools/readme.py
+
+bench: env ## measure the speed of a mixing step beside other libraries
+	@set -e; for script in bench/*.py; do echo "== $$script"; python "$$script"; done

@@ -1,0 +1,6 @@
+"Every public name of fastmix. Import it after fastai's own `all`, which exports a `MixUp` and a `CutMix` too"
+
+from fastmix.mix import *
+from fastmix.loss import *
+from fastmix.callback import *
+from fastmix.show import *

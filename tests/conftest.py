@@ -1,0 +1,22 @@
+import os
+from pathlib import Path
+
+os.environ['MPLBACKEND'] = 'agg'
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker('cuda') and not torch.cuda.is_available(): pytest.skip('needs a CUDA device')
+
+
+@pytest.fixture(scope='session')
+def data():
+    "The folder of real data sets"
+    if 'FASTMIX_DATA' not in os.environ: pytest.skip('needs real data: set FASTMIX_DATA to its folder')
+    folder = Path(os.environ['FASTMIX_DATA'])
+    if not folder.is_dir(): pytest.fail(f'FASTMIX_DATA names {folder}, which is not a folder')
+    return folder
