@@ -1,0 +1,94 @@
+"""A small learner, a spy on its training batches, and what a mixed batch must be, written out."""
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from fastai.callback.core import Callback
+from fastai.callback.progress import ProgressCallback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from torch import nn
+
+from fastmix.callback import Mixer
+from fastmix.mix import Paste
+
+
+def samples(n, size=(4, 4)):
+    "Images and class numbers, the same each time"
+    rng = torch.Generator().manual_seed(0)
+    return torch.rand(n, 2, *size, generator=rng), torch.randint(0, 3, (n,), generator=rng)
+
+
+def linear(n_in=32):
+    "A linear model, the same each time, without a draw from torch's generator"
+    model = nn.Sequential(nn.Flatten(), nn.utils.skip_init(nn.Linear, n_in, 3))
+    with torch.no_grad():
+        for p in model.parameters(): p.copy_(torch.rand(p.shape, generator=torch.Generator().manual_seed(1)) - .5)
+    return model
+
+
+def loaders(data, bs=8, n_valid=8, **kwargs):
+    items = list(zip(*data))
+    return DataLoaders(DataLoader(items[n_valid:], bs=bs, **kwargs), DataLoader(items[:n_valid], bs=bs))
+
+
+def learner(cbs=None, loss_func=None, model=None, dls=None, batches=2, **kwargs):
+    "A learner without a progress bar that trains on some batches of 8"
+    learn = Learner(dls or loaders(samples(8*(batches+1))), model or linear(), loss_func=loss_func or CrossEntropyLossFlat(), cbs=cbs, lr=.1, **kwargs)
+    learn.logger = lambda _: None
+    return learn.remove_cb(ProgressCallback)
+
+
+class Spy(Callback):
+    "Keeps of each training batch what the loader gave, the mix, what the model got and gave, the loss, and the gradients"
+    order, run_valid = 5, False # before a mixer
+
+    def __init__(self): self.rows = []
+
+    def before_batch(self):
+        self.row = SimpleNamespace(own=self.learn.xb, copy=tuple(x.clone() for x in self.learn.xb), y=self.learn.yb)
+
+    def after_pred(self): self.row.x, self.row.pred = self.learn.xb, self.learn.pred.detach()
+
+    def after_loss(self):
+        mixer = next((cb for cb in self.learn.cbs if isinstance(cb, Mixer)), None)
+        self.row.mix, self.row.loss = mixer and mixer.mix, self.learn.loss.detach()
+        self.rows.append(self.row)
+
+    def after_backward(self): self.row.grads = grads_of(self.learn.model)
+
+
+def grads_of(model): return [p.grad.clone() for p in model.parameters()]
+
+
+def mixed(mix, x):
+    "The mix of `x`, sample by sample"
+    lam, out = mix.lam.expand(mix.n), []
+    for i, (own, j) in enumerate(zip(x, mix.partner)):
+        if not isinstance(mix, Paste): out.append(lam[i]*own + (1-lam[i])*x[j])
+        else:
+            out.append(own.clone())
+            cells = (..., *(slice(*side) for side in (mix.region[i] if mix.region.ndim == 3 else mix.region)))
+            out[-1][cells] = x[j][cells]
+    return torch.stack(out)
+
+
+def weighted(mix, pred, y, loss=F.cross_entropy):
+    "The λ-weighted mean of a loss's values; the plain one where `mix` is None"
+    if mix is None: return loss(pred, y)
+    return (mix.lam*loss(pred, y, reduction='none') + (1-mix.lam)*loss(pred, y[mix.partner], reduction='none')).mean()
+
+
+def check(row, loss=F.cross_entropy):
+    "Was this batch mixed, weighted and left alone as it must be?"
+    for own, copy, x in zip(row.own, row.copy, row.x):
+        torch.testing.assert_close(x, copy if row.mix is None else mixed(row.mix, copy))
+        assert torch.equal(own, copy), 'the batch was written to'
+    torch.testing.assert_close(row.loss, weighted(row.mix, row.pred, *row.y, loss=loss))
+
+
+def check_all(spy, n, mixed=True):
+    assert len(spy.rows) == n and all((row.mix is not None) == mixed for row in spy.rows)
+    for row in spy.rows: check(row)
