@@ -360,6 +360,23 @@ def __deepcopy__(self:Mixer, memo):
     vars(new).update({k: copy.deepcopy(v, memo) for k, v in vars(self).items() if k not in ('_switched', '_hook')}, _switched=None, _hook=None)
     return new
 
+# %% ../nbs/02_callback.ipynb #b5d151b5
+@patch
+def state_dict(self:Mixer) -> dict: # What `torch.save` can save and `load_state_dict` restores
+    "The state of the generator; of one that has not been used yet, that it has none"
+    return {'rng': self.rng and copy.deepcopy(self.rng.bit_generator.state)}
+
+@patch
+def load_state_dict(self:Mixer,
+    state:dict, # From `state_dict`
+):
+    "Go on from `state`. Raises a `ValueError` for what is no state of a mixer"
+    if not isinstance(state, dict) or 'rng' not in state: raise ValueError(f"not the state of a mixer, which `state_dict` gives: {state!r}")
+    if state['rng'] is None: self.rng = None; return
+    rng = np.random.default_rng()
+    rng.bit_generator.state = state['rng']
+    self.rng = rng
+
 # %% ../nbs/02_callback.ipynb #6460fc4e
 class MixUp(Mixer):
     "Train on weighted averages of two samples: mixup (arXiv 1710.09412). λ is folded to `max(λ, 1-λ)`, as in fastai"
