@@ -29,13 +29,13 @@ class Mix:
         "Raises a `ValueError` if `lam` lies outside [0, 1], if a partner lies outside the batch, or if the two differ in length"
         partner, lam = np.asarray(partner), np.asarray(lam, dtype=np.float32)
         n = partner.size
-        if partner.shape != (n,) or partner.dtype.kind not in 'iu' or n == 0 or partner.min() < 0 or partner.max() >= n:
+        shift = int(partner.flat[0]) if n and partner.dtype.kind in 'iu' else None
+        self.shift = shift if shift and partner.ndim == 1 and (partner == rotation(n, shift)).all() else None
+        if not self.shift and (shift is None or partner.ndim != 1 or partner.min() < 0 or partner.max() >= n):
             raise ValueError(f"`partner` must hold, for each of the n samples, an index in 0..n-1; got {partner!r}")
         if lam.shape not in ((), (n,)): raise ValueError(f"`lam` must be one number or {n}, one per sample; got shape {lam.shape}")
-        if not ((lam >= 0) & (lam <= 1)).all(): raise ValueError(f"`lam` is the own share and must lie in [0, 1]; got {lam}")
-        shift = int(partner[0])
+        if not (lam.min() >= 0 and lam.max() <= 1): raise ValueError(f"`lam` is the own share and must lie in [0, 1]; got {lam}")
         self.n, self.lam, self.partner = n, torch.from_numpy(lam), torch.from_numpy(partner.astype(np.int64, copy=False))
-        self.shift = shift if shift and (partner == rotation(n, shift)).all() else None
 
     def __repr__(self): return f"{type(self).__name__}(n={self.n}, lam={np.round(self.lam.numpy(), 3)})"
 
@@ -80,12 +80,12 @@ def blend(self:Mix,
     self.check(t)
     if not (t.is_floating_point() or t.is_complex()):
         raise TypeError(f"a tensor of {t.dtype} has nothing in between to blend to: convert it to floating point first")
-    single = self.lam.ndim == 0
-    weight = 1 - self.lam.item() if single else (1 - self.share(t)).to(t.dtype)
-    if not self.shift or t.requires_grad: return torch.lerp(t, self.others(t), weight)
+    if self.lam.ndim == 0: weight = 1 - self.lam.item()
+    else: weight = torch.from_numpy(1 - self.lam.numpy()).view(-1, *[1]*(t.ndim-1)).to(t.device, t.dtype, non_blocking=True)
+    if not self.shift or t.requires_grad or t.numel() < 2**14: return torch.lerp(t, self.others(t), weight)
     out = torch.empty_like(t)
     for own, partner in self.halves():
-        torch.lerp(t[own], t[partner], weight if single else weight[own], out=out[own])
+        torch.lerp(t[own], t[partner], weight[own] if self.lam.ndim else weight, out=out[own])
     return out
 
 # %% ../nbs/00_mix.ipynb #0b3077c5

@@ -21,9 +21,16 @@ def samples(n, size=(4, 4)):
     return torch.rand(n, 2, *size, generator=rng), torch.randint(0, 3, (n,), generator=rng)
 
 
+class Flatten(nn.Flatten):
+    "Keeps what it was given"
+    def forward(self, x):
+        self.given = x
+        return super().forward(x)
+
+
 def linear(n_in=32):
     "A linear model, the same each time, without a draw from torch's generator"
-    model = nn.Sequential(nn.Flatten(), nn.utils.skip_init(nn.Linear, n_in, 3))
+    model = nn.Sequential(Flatten(), nn.utils.skip_init(nn.Linear, n_in, 3))
     with torch.no_grad():
         for p in model.parameters(): p.copy_(torch.rand(p.shape, generator=torch.Generator().manual_seed(1)) - .5)
     return model
@@ -50,7 +57,9 @@ class Spy(Callback):
     def before_batch(self):
         self.row = SimpleNamespace(own=self.learn.xb, copy=tuple(x.clone() for x in self.learn.xb), y=self.learn.yb)
 
-    def after_pred(self): self.row.x, self.row.pred = self.learn.xb, self.learn.pred.detach()
+    def after_pred(self):
+        given = tuple(m.given for m in self.learn.model.modules() if isinstance(m, Flatten))
+        self.row.x, self.row.pred = given or self.learn.xb, self.learn.pred.detach()
 
     def after_loss(self):
         mixer = next((cb for cb in self.learn.cbs if isinstance(cb, Mixer)), None)

@@ -17,14 +17,14 @@ from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
 from fastmix.callback import CutMix, ManifoldMixUp, MixChoice, Mixer, MixUp
-from helpers import Spy, check_all, learner, samples
+from helpers import Spy, check, check_all, learner, samples
 
 events = [event for event in core._events if event != 'after_create']
 cancels = {name: getattr(core, f'Cancel{name.capitalize()}Exception') for name in 'step backward batch train valid epoch fit'.split()}
 faults = [RuntimeError, KeyboardInterrupt, torch.OutOfMemoryError, *cancels.values()]
 leads = dict(after_cancel_backward='before_backward', after_cancel_step='before_step', after_cancel_batch='after_pred', after_cancel_train='after_batch',
              after_cancel_validate='before_validate', after_cancel_epoch='after_train', after_cancel_fit='before_epoch')
-mixers = dict(mix_up=MixUp, cut_mix=CutMix, choice=lambda: MixChoice(MixUp(), CutMix(per='sample')), manifold=lambda: ManifoldMixUp(layers='1'))
+mixers = dict(mix_up=MixUp, cut_mix=CutMix, choice=lambda: MixChoice(MixUp(), CutMix(per='sample')), manifold=lambda: ManifoldMixUp(layers='0'))
 every_mixer = pytest.mark.parametrize('mixer', mixers.values(), ids=mixers)
 
 
@@ -102,3 +102,194 @@ def test_fault(place, mixer, attached):
             broken_fit(learn, place, fault, order, () if attached else [make()])
             check_untouched(learn, loss)
             if order == 0: check_trains(learn, make)
+
+
+class Interrupt:
+    "Ctrl-C at the `n`-th line that runs in the module of the mixers"
+    def __init__(self, n): self.n, self.at = n, None
+
+    def __call__(self, frame, event, arg):
+        if frame.f_globals.get('__name__') != Mixer.__module__: return
+        if event == 'line':
+            self.n -= 1
+            if self.n == 0:
+                self.at = frame.f_lineno
+                raise KeyboardInterrupt
+        return self
+
+    def __enter__(self): self.before = sys.gettrace(); sys.settrace(self)
+    def __exit__(self, *_): sys.settrace(self.before)
+
+
+@pytest.mark.parametrize('mixer', ['mix_up', 'manifold'])
+def test_interrupted_mixer(mixer):
+    "Ctrl-C at every line of a mixer"
+    n, loss = 0, Loss()
+    while True:
+        n += 1
+        learn, interrupt = learner(mixers[mixer](), loss, batches=1), Interrupt(n)
+        try:
+            with interrupt: learn.fit(1)
+        except KeyboardInterrupt: pass
+        if interrupt.at is None: break
+        assert learn.loss_func is loss, f'line {interrupt.at}'
+        assert not learn.model[0]._forward_pre_hooks, f'line {interrupt.at}'
+    assert n > 50
+
+
+@pytest.mark.parametrize('order', [0, 60], ids=['before', 'after'])
+@pytest.mark.parametrize('event', [event for event in events if 'cancel' not in event])
+def test_removed(event, order):
+    "The mixer is taken off at an event: the batch that is under way ends as it began, and the next ones are not mixed"
+    def remove():
+        seen.append(mixer.mix)
+        learn.remove_cb(mixer)
+    seen, loss, mixer = [], Loss(), MixUp(per='batch')
+    learn = learner([mixer, spy := Spy()], loss)
+    cb = callback(event, lambda: seen or remove(), order)
+    learn.fit(1, cbs=cb)
+    assert len(seen) == 1
+    first_mixed = event in events[events.index('before_batch'):] and (event, order) != ('before_batch', 0)
+    later_mixed = event in events[events.index('after_train'):]
+    for row, was_mixed in zip(spy.rows, (first_mixed, later_mixed), strict=True):
+        row.mix = (row.mix or seen[0]) if was_mixed else row.mix
+        assert (row.mix is not None) == was_mixed
+        check(row)
+    check_untouched(learn, loss)
+    learn.remove_cb(spy).add_cb(mixer)
+    check_trains(learn)
+
+
+@pytest.mark.parametrize('event', ['before_train', 'before_batch', 'after_batch', 'after_epoch'])
+def test_added_later(event):
+    "A mixer that is added in the middle of a fit mixes from then on, and a fault then leaves nothing behind"
+    loss, spy = Loss(), Spy()
+    learn = learner(None, loss, batches=3)
+    def add():
+        if not learn.cbs.filter(lambda cb: isinstance(cb, Mixer)): learn.add_cb(MixUp())
+    def fail():
+        if learn.epoch == 1 and learn.iter == 2: raise RuntimeError('a fault')
+    with pytest.raises(RuntimeError): learn.fit(2, cbs=[spy, callback(event, add), callback('after_backward', fail)])
+    assert [row.mix is not None for row in spy.rows[-2:]] == [True, True]
+    for row in spy.rows: check(row)
+    check_untouched(learn, loss)
+
+
+@pytest.mark.parametrize('event', ['before_epoch', 'before_train', 'after_loss', 'after_batch', 'after_train', 'after_validate', 'after_epoch'])
+@pytest.mark.parametrize('use', [lambda learn: learn.get_preds(with_loss=True), lambda learn: learn.validate(), Interpretation.from_learner], ids=['get_preds', 'validate', 'Interpretation'])
+def test_fault_after_predictions(use, event):
+    "Predictions are made in the middle of a fit, as loggers do; then comes a fault"
+    def predict():
+        if learn.epoch: return
+        kept = {name: getattr(learn, name) for name in ('epoch', 'training', 'dl', 'n_iter', 'iter', 'xb', 'yb', 'pred', 'loss', 'loss_grad', 'pct_train') if hasattr(learn, name)}
+        use(learn)
+        for name, value in kept.items(): setattr(learn, name, value)
+    def fail():
+        if learn.epoch: raise KeyboardInterrupt
+    loss, spy = Loss(), Spy()
+    learn = learner([MixUp(), spy], loss)
+    with pytest.raises(KeyboardInterrupt): learn.fit(2, cbs=[callback(event, predict), callback('after_backward', fail)])
+    check(spy.rows[-1])
+    assert spy.rows[-1].mix
+    check_untouched(learn.remove_cb(spy), loss)
+    check_trains(learn)
+
+
+def cross_entropy(pred, target, reduction='mean'): return F.cross_entropy(pred, target, reduction=reduction)
+
+
+@pytest.mark.parametrize('loss', [cross_entropy, CrossEntropyLossFlat(), nn.CrossEntropyLoss()], ids=['function', 'fastai', 'torch'])
+@pytest.mark.parametrize('event', ['after_pred', 'after_loss', 'after_step', 'after_batch'])
+def test_unreduced_within_a_batch(event, loss):
+    "Unreduced losses are asked for while a mixed batch is under way: the loss is the user's afterwards"
+    def predict():
+        if not learn.training: return
+        kept = learn.dl, learn.n_iter, learn.xb, learn.yb
+        losses.append(learn.get_preds(with_loss=True)[2])
+        learn.dl, learn.n_iter, learn.xb, learn.yb = kept
+    losses, out = [], torch.rand(3, 3)
+    learn = learner(MixUp(), loss, batches=1)
+    x, y = next(iter(learn.dls.valid))
+    before = F.cross_entropy(learn.model(x), y, reduction='none').detach()
+    learn.fit(1, cbs=callback(event, predict))
+    if event in ('after_pred', 'after_loss'): torch.testing.assert_close(losses[0], before)
+    assert learn.loss_func is loss and learn.loss_func.reduction == 'mean' if hasattr(loss, 'reduction') else learn.loss_func is loss
+
+
+@every_mixer
+@pytest.mark.parametrize('when', ['before', 'in the middle', 'after a crash', 'after'])
+def test_deepcopy(when, mixer):
+    "A copy is a learner of its own, with a mixer that goes on from where the original is; both train as if there were no other"
+    loss, copies = Loss(), []
+    learn = learner(mixer(), loss)
+    if when == 'in the middle': learn.fit(1, cbs=callback('after_validate', lambda: copies.append(copy.deepcopy(learn))))
+    if when == 'after a crash': broken_fit(learn, 'after_pred', RuntimeError)
+    if when == 'after': learn.fit(1)
+    learn._end_cleanup()
+    other = (copies or [copy.deepcopy(learn)])[0]
+    other.remove_cbs(type(cb) for cb in list(other.cbs) if type(cb) is Callback)
+    own, others = (next(cb for cb in o.cbs if isinstance(cb, Mixer)) for o in (learn, other))
+    assert type(others) is type(own) and others is not own and others.learn is other and other.loss_func is not loss
+    for module in learn.model.modules(): assert module not in set(other.model.modules())
+    spies = []
+    for o in learn, other:
+        o.fit(1, cbs=(spy := Spy()))
+        check_all(spy, 2)
+        spies.append(spy)
+    for a, b in zip(*(spy.rows for spy in spies)): assert a.mix.lam.tolist() == b.mix.lam.tolist() and a.mix.partner.tolist() == b.mix.partner.tolist()
+    check_untouched(learn, loss)
+    check_untouched(other, other.loss_func)
+
+
+def test_pickled_mixer():
+    "A mixer without a learner is pickled as what it is"
+    for make in mixers.values():
+        mixer = make()
+        assert type(pickle.loads(pickle.dumps(mixer))) is type(mixer)
+
+
+exports = {'before a fit': None, 'after a fit': 'nothing', 'after a fault': 'fault', **{event: event for event in ('before_epoch', 'before_train', 'after_train', 'after_validate', 'after_epoch')}}
+
+
+def test_exported(tmp_path):
+    "Whenever it was exported, with whatever mixer, it is loaded, predicts and trains where only fastai is installed"
+    block = DataBlock((TransformBlock, TransformBlock), get_x=ItemGetter(0), get_y=ItemGetter(1), splitter=IndexSplitter([0, 1, 2, 3]))
+    dls = block.dataloaders(list(zip(*samples(12))), bs=4, path=tmp_path, num_workers=0)
+    x, expected = samples(12)[0][0], {}
+    def fail(): raise KeyboardInterrupt
+    for name, make in mixers.items():
+        for when, event in exports.items():
+            learn = learner(make(), dls=dls, model=nn.Sequential(nn.Flatten(), nn.Linear(32, 3)))
+            file = f'{name} {when}.pkl'
+            def export():
+                learn.export(file)
+                expected[file] = learn.model(x[None]).softmax(1)[0].tolist()
+            if event == 'fault':
+                with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=callback('after_loss', fail))
+            elif event: learn.fit(1, cbs=() if event == 'nothing' else SafeExport(event, export))
+            if event not in events: export()
+    code = f"""if True:
+        import sys
+        sys.modules['fastmix'] = None # importing it raises an ImportError
+        import torch
+        from fastai.learner import load_learner
+        from fastai.losses import CrossEntropyLossFlat
+        from fastai.optimizer import Adam
+        for file, expected in {expected}.items():
+            learn = load_learner(file)
+            assert type(learn.loss_func) is CrossEntropyLossFlat, file
+            torch.testing.assert_close(learn.predict((torch.tensor({x.tolist()}), torch.tensor(0)))[2], torch.tensor(expected))
+            pred, y = torch.eye(3), torch.tensor([0, 1, 1])
+            assert learn.loss_func(pred, y) == torch.nn.functional.cross_entropy(pred, y), file"""
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, check=True)
+
+
+class SafeExport(Callback):
+    "Exports at an event, once, and then goes on with the batch"
+    def __init__(self, event, export): self.event, self.export = event, export
+    def __call__(self, name):
+        if name != self.event or self.export is None: return
+        kept = {name: getattr(self.learn, name) for name in ('dl', 'xb', 'yb', 'pred', 'loss') if hasattr(self.learn, name)}
+        learn, export, self.export = self.learn, self.export, None
+        export()
+        for name, value in kept.items(): setattr(learn, name, value)

@@ -1,0 +1,281 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fastmix import cli
+from fastmix.cli import archs, check_out, check_settings, main, mixers, replace_when_complete
+
+options = dict(mixes='none,mixup', epochs=1)
+
+
+def fastmix(**given):
+    "Run the command with `given` options"
+    main([o for name, value in (options | given).items()
+          for o in ([f'--{name}'] if value is True else [f'--{name}', str(value)])])
+
+
+def error_of(capsys, **given):
+    "The message of a command that must end with status 2 and one line on stderr"
+    with pytest.raises(SystemExit) as e: fastmix(**given)
+    assert e.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith('fastmix: ') and message.count('\n') == 1
+    return message
+
+
+def contents(folder): return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    "Nothing may be trained"
+    def compare(*args, **kwargs): pytest.fail('training began')
+    monkeypatch.setattr(cli, 'compare', compare)
+
+
+def save_photos(folder):
+    "Twelve dark and twelve light images"
+    rng = np.random.default_rng(0)
+    for label, low in dict(dark=0, light=128).items():
+        (folder/label).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(low, low + 128, (24, 30, 3), np.uint8)
+            Image.fromarray(pixels).save(folder/label/f'{i}.png')
+
+
+@pytest.fixture
+def photos(tmp_path):
+    save_photos(tmp_path/'photos')
+    return tmp_path/'photos'
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    "The options of a finished run"
+    folder = tmp_path_factory.mktemp('finished')
+    save_photos(folder/'photos')
+    given = dict(data=folder/'photos', arch='small', size=16, bs=8, out=folder/'results')
+    fastmix(**given)
+    return given
+
+
+@pytest.fixture
+def earlier(finished, tmp_path):
+    "The options of a finished run, with a copy of its results, and what they hold"
+    given = dict(finished, out=tmp_path/'earlier')
+    shutil.copytree(finished['out'], given['out'])
+    return given, contents(given['out'])
+
+
+def test_digits(tmp_path, capsys):
+    out = tmp_path/'new'/'results'
+    fastmix(out=out, mixes='none,mixup,cutmix,choice', bs=32)
+    printed = capsys.readouterr().out
+    assert '1438 images to train on, 359 to validate on, in 10 classes' in printed
+    assert 'train loss  valid loss  accuracy seconds' in printed and str(out) in printed
+    table = pd.read_csv(out/'results.csv')
+    assert list(table.arm) == list(mixers)
+    assert list(table.columns) == ['arm', 'seed', 'train_loss', 'valid_loss', 'accuracy', 'seconds']
+    assert (table.accuracy > 0.5).all() and table.train_loss.nunique() == 4
+    assert json.loads((out/'settings.json').read_text())['epochs'] == 1
+    pictures = sorted(out.glob('*.png'))
+    assert [path.stem for path in pictures] == ['batch-choice', 'batch-cutmix', 'batch-mixup', 'batch-none', 'curves']
+    for path in pictures:
+        pixels = np.asarray(Image.open(path).convert('L'))
+        assert min(pixels.shape) > 300 and pixels.std() > 20
+    assert len({path.read_bytes() for path in pictures}) == 5
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_photographs(photos, tmp_path, capsys):
+    (photos/'dark'/'broken.png').write_text('no image')
+    (photos/'rare').mkdir()
+    Image.new('RGB', (20, 20)).save(photos/'rare'/'1.png')
+    fastmix(data=photos, out=tmp_path/'out', arch='small', size=16, epochs=4, bs=8, lr=0.01)
+    printed = capsys.readouterr().out
+    assert 'left out, as they have too few images: rare (1)' in printed
+    assert f"skipped: {photos/'dark'/'broken.png'} (unreadable)" in printed
+    assert (pd.read_csv(tmp_path/'out'/'results.csv').accuracy > 0.7).all()
+    assert json.loads((tmp_path/'out'/'settings.json').read_text())['data'] == str(photos)
+
+
+def test_a_test_split_is_announced(photos, tmp_path, capsys):
+    (tmp_path/'split').mkdir()
+    photos.rename(tmp_path/'split'/'train')
+    (tmp_path/'split'/'test').mkdir()
+    Image.new('RGB', (20, 20)).save(tmp_path/'split'/'test'/'1.png')
+    fastmix(data=tmp_path/'split', out=tmp_path/'out', arch='small', size=16, mixes='none')
+    assert '1 images of a test split are left alone' in capsys.readouterr().out
+
+
+def test_networks_of_fastai_take_digits_and_photographs(photos):
+    for data in ('digits', photos):
+        given = dict(epochs=1, size=32, bs=8, lr=None, seed=1, pretrained=False)
+        settings = check_settings(data, 'none', arch='resnet18', **given)
+        learn = cli.learner_maker(cli.get_images(settings['data']), settings)()
+        with learn.no_bar(), learn.no_logging(): learn.fit(1) if data != 'digits' else learn.validate()
+        assert learn.model[1][-1].out_features == learn.dls.c
+
+
+def test_pretrained_weights_are_fine_tuned():
+    class Learner:
+        def fine_tune(self, epochs, lr): self.called = ('fine_tune', epochs, lr)
+        def fit_one_cycle(self, epochs, lr): self.called = ('fit_one_cycle', epochs, lr)
+    learn = Learner()
+    for pretrained, method in {True: 'fine_tune', False: 'fit_one_cycle'}.items():
+        cli.fit(learn, epochs=3, lr=0.1, pretrained=pretrained, size=8)
+        assert learn.called == (method, 3, 0.1)
+
+
+def test_the_same_settings_give_the_same_results(earlier):
+    given, before = earlier
+    fastmix(**given)
+    after = contents(given['out'])
+    table, again = (pd.read_csv(BytesIO(files.pop('results.csv'))).drop(columns='seconds') for files in (before, after))
+    assert table.equals(again) and before == after
+
+
+@pytest.mark.parametrize('given, message', [
+    (dict(epochs=0), '--epochs must be at least 1, got 0'),
+    (dict(epochs='many'), "argument --epochs: invalid int value: 'many' (fastmix --help lists the options)"),
+    (dict(size=4), '--size must be at least 8, got 4'),
+    (dict(bs=1), '--bs must be at least 2, got 1'),
+    (dict(seed=-1), '--seed must be at least 0, got -1'),
+    (dict(lr=0), '--lr must be a positive number, got 0.0'),
+    (dict(lr='nan'), '--lr must be a positive number, got nan'),
+    (dict(lr='inf'), '--lr must be a positive number, got inf'),
+    (dict(mixes='none,mixcut'), "--mixes: unknown name 'mixcut'; known are none, mixup, cutmix, choice"),
+    (dict(mixes=''), "--mixes: unknown name ''; known are none"),
+    (dict(mixes='mixup, mixup'), '--mixes names one twice: mixup,mixup'),
+    (dict(arch='resnet19'), "--arch: unknown name 'resnet19'; known are small, xresnet18"),
+    (dict(pretrained=True), '--pretrained: no weights for small: leave it out, or give --arch resnet18'),
+    (dict(arch='xresnet18', pretrained=True), '--pretrained: no weights for xresnet18'),
+    (dict(arch='vgg11_bn'), 'vgg11_bn takes no images of 8 pixels: give a larger --size'),
+    (dict(data='missing'), 'no such folder'),
+    (dict(colour='red'), 'unrecognized arguments: --colour red'),
+])
+def test_options_that_cannot_be_used(tmp_path, capsys, untrained, given, message):
+    assert message in error_of(capsys, out=tmp_path/'out', **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_images(tmp_path, capsys, untrained):
+    (tmp_path/'empty').mkdir()
+    assert 'no images in' in error_of(capsys, data=tmp_path/'empty', out=tmp_path/'out')
+
+
+def test_a_single_class(photos, tmp_path, capsys, untrained):
+    for path in (photos/'light').iterdir(): path.unlink()
+    assert 'a single class' in error_of(capsys, data=photos, out=tmp_path/'out')
+
+
+def test_weights_without_a_network(photos, tmp_path, capsys, monkeypatch, untrained):
+    def vision_learner(*args, **kwargs): raise OSError('no route to host')
+    monkeypatch.setattr(cli, 'vision_learner', vision_learner)
+    message = error_of(capsys, data=photos, out=tmp_path/'out', pretrained=True)
+    assert 'cannot download weights of resnet18 (no route to host): leave out --pretrained' in message
+
+
+def test_out_that_cannot_be_written(tmp_path, capsys, untrained):
+    (tmp_path/'file').write_text('mine')
+    assert 'is a file' in error_of(capsys, out=tmp_path/'file')
+    assert 'cannot write to' in error_of(capsys, out=tmp_path/'file'/'out')
+
+
+def test_the_current_folder_is_not_replaced(tmp_path, capsys, monkeypatch, untrained):
+    monkeypatch.chdir(tmp_path)
+    assert 'give a folder in it as --out' in error_of(capsys, out='.')
+
+
+def test_results_of_other_settings_are_refused_before_training(earlier, capsys, untrained):
+    given, before = earlier
+    message = error_of(capsys, **given | dict(epochs=3, lr=0.5))
+    assert 'results of other settings (epochs 1 there, 3 now; lr 0.002 there, 0.5 now)' in message
+    assert message.endswith('give another --out, or add --force\n')
+    assert contents(given['out']) == before
+
+
+def test_force_replaces_results_of_other_settings(earlier):
+    given, out = earlier[0], earlier[0]['out']
+    fastmix(**given, mixes='cutmix', force=True)
+    assert json.loads((out/'settings.json').read_text())['mixes'] == ['cutmix']
+    assert sorted(contents(out)) == ['batch-cutmix.png', 'curves.png', 'results.csv', 'settings.json']
+    assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize('force', [False, True])
+def test_files_of_others_are_never_replaced(earlier, capsys, untrained, force):
+    given, before = earlier
+    (given['out']/'notes.txt').write_text('mine')
+    if force: given['force'] = True
+    assert 'holds notes.txt, which fastmix has not written' in error_of(capsys, **given)
+    assert contents(given['out']) == before | {'notes.txt': b'mine'}
+
+
+@pytest.mark.parametrize('text', [None, 'half of'])
+def test_results_without_their_settings(earlier, text):
+    out = earlier[0]['out']
+    settings = json.loads((out/'settings.json').read_text())
+    if text: (out/'settings.json').write_text(text)
+    else: (out/'settings.json').unlink()
+    with pytest.raises(cli.InputError, match='without readable settings'): check_out(out, settings)
+    assert check_out(out, settings, force=True) == out
+
+
+def test_an_empty_folder_is_used(tmp_path): assert check_out(tmp_path, {}) == tmp_path
+
+
+@pytest.mark.parametrize('error, code', [(KeyboardInterrupt(), 130), (OSError('disk full'), 2)])
+def test_an_interrupted_run_leaves_old_results(earlier, capsys, monkeypatch, error, code):
+    (given, before), out = earlier, earlier[0]['out']
+    def compare(*args, **kwargs): raise error
+    monkeypatch.setattr(cli, 'compare', compare)
+    with pytest.raises(SystemExit) as e: fastmix(**given, epochs=2, force=True)
+    assert e.value.code == code
+    assert ('nothing was written' if code == 130 else 'disk full') in capsys.readouterr().err
+    assert contents(out) == before and list(out.parent.iterdir()) == [out]
+
+
+def test_an_error_of_the_program_keeps_its_traceback(earlier, monkeypatch):
+    given, before = earlier
+    def compare(*args, **kwargs): raise ValueError('a bug')
+    monkeypatch.setattr(cli, 'compare', compare)
+    with pytest.raises(ValueError, match='a bug'): fastmix(**given)
+    assert contents(given['out']) == before
+
+
+def test_a_failed_exchange_puts_the_old_results_back(earlier, monkeypatch):
+    out, before, rename = earlier[0]['out'], earlier[1], Path.rename
+    def fail_once(self, target):
+        if self.name == 'new': raise OSError('busy')
+        return rename(self, target)
+    monkeypatch.setattr(Path, 'rename', fail_once)
+    with pytest.raises(OSError, match='busy'), replace_when_complete(out) as folder:
+        (folder/'new.txt').write_text('new')
+    assert contents(out) == before and list(out.parent.iterdir()) == [out]
+
+
+def test_every_network_can_be_named(): assert {'small', 'resnet18', 'densenet121'} <= archs.keys()
+
+
+def test_as_a_module(tmp_path):
+    env = dict(os.environ, PYTHONPATH=str(Path(cli.__file__).parents[1]))
+    env.pop('PYTHONWARNINGS', None)
+    command = [sys.executable, '-m', 'fastmix.cli', '--data', str(tmp_path/'missing')]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr == f"fastmix: no such folder: {tmp_path/'missing'}\n"
+
+
+def test_clothing(data, tmp_path):
+    fastmix(data=data/'clothing-small-160', out=tmp_path/'out', arch='small', size=16, mixes='mixup')
+    assert pd.read_csv(tmp_path/'out'/'results.csv').accuracy[0] > 0.15

@@ -1,0 +1,575 @@
+"""Every task and every loss: inputs, targets and loss are what they must be, by hand from λ and the partners."""
+import warnings
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.callback.core import Callback
+from fastai.data.block import CategoryBlock, DataBlock, RegressionBlock
+from fastai.data.transforms import ColReader, IndexSplitter, RandomSplitter, get_image_files
+from fastai.layers import NoneReduce
+from fastai.learner import Learner
+from fastai.losses import (BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLoss, FocalLossFlat, L1LossFlat,
+                           LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat, MSELossFlat)
+from fastai.tabular.all import Categorify, FillMissing, Normalize, TabularDataLoaders, tabular_learner
+from fastai.text.all import (AWD_LSTM, BaseTokenizer, TextBlock, awd_lstm_clas_config, masked_concat_pool,
+                             text_classifier_learner)
+from fastai.torch_core import TensorImage, TensorMask
+from fastai.vision.all import BBoxBlock, BBoxLblBlock, ImageBlock, MaskBlock, PILMask, PointBlock, Resize, aug_transforms
+from torch import nn
+from torch.testing import assert_close
+
+from fastmix.callback import CutMix, MixChoice, MixUp
+from helpers import Spy, check, learner, linear, loaders, mixed, samples
+
+mixers = {f'{mixer.__name__}, per {per}': partial(mixer, per=per, seed=1) for mixer in (MixUp, CutMix) for per in ('sample', 'batch')}
+every_mixer = pytest.mark.parametrize('mixer', mixers.values(), ids=mixers)
+mixups, cutmixes = (pytest.mark.parametrize('mixer', [m for name, m in mixers.items() if kind in name], ids=['per sample', 'per batch'])
+                    for kind in ('MixUp', 'CutMix'))
+ones = torch.ones_like
+quiet = pytest.mark.filterwarnings('ignore:.*cannot be weighted sample by sample')
+
+
+def fit(mixer, loss, data, model=None, **kwargs):
+    "What the spy saw of the batches of 8 that a model was trained on, all but the first 8 samples"
+    spy = Spy()
+    learner([mixer, spy], loss, model, loaders(data), **kwargs).fit(1)
+    assert len(spy.rows) == len(data[0])//8 - 1 and any((row.mix.lam < 1).any() for row in spy.rows)
+    return spy.rows
+
+
+def shares(mix): return mix.lam.expand(mix.n)
+
+
+# Single label
+
+weight = torch.tensor([.1, 1., 10.])
+
+
+def cross_entropy(pred, y, weight=torch.ones(3), smooth=0., ignore=None):
+    "One value per sample, from the definition"
+    log_probs = pred - pred.logsumexp(1, keepdim=True)
+    wanted = (1-smooth)*torch.eye(3)[y] + smooth/3
+    return -(wanted*log_probs*weight).sum(1) * (y != ignore)
+
+
+def focal(pred, y, weight=torch.ones(3)):
+    ce = cross_entropy(pred, y, weight)
+    return (1 - (-ce).exp())**2 * ce
+
+
+def share_of_batch(y): return torch.full(y.shape, 1/len(y))
+def counted(y): return y != 1
+def weight_of(y): return weight[y]
+
+
+class Squares(nn.Module):
+    "A user's loss that has a reduction"
+    def __init__(self):
+        super().__init__()
+        self.reduction = 'mean'
+    def forward(self, pred, y):
+        values = squares(pred, y)
+        return values.mean() if self.reduction == 'mean' else values
+
+
+def squares(pred, y): return (pred.softmax(1) - torch.eye(3)[y]).pow(2).sum(1)
+
+
+# the loss; by hand its value for each sample, and what each target counts in the mean
+losses = {
+    'CrossEntropyLossFlat': (CrossEntropyLossFlat(), cross_entropy, ones),
+    'CrossEntropyLossFlat, weights': (CrossEntropyLossFlat(weight=weight), partial(cross_entropy, weight=weight), weight_of),
+    'nn.CrossEntropyLoss': (nn.CrossEntropyLoss(), cross_entropy, ones),
+    'nn.CrossEntropyLoss, weights': (nn.CrossEntropyLoss(weight=weight), partial(cross_entropy, weight=weight), weight_of),
+    'nn.CrossEntropyLoss, ignore_index': (nn.CrossEntropyLoss(ignore_index=1), partial(cross_entropy, ignore=1), counted),
+    'nn.CrossEntropyLoss, smoothed': (nn.CrossEntropyLoss(label_smoothing=.2), partial(cross_entropy, smooth=.2), ones),
+    'nn.CrossEntropyLoss, everything': (nn.CrossEntropyLoss(weight=weight, ignore_index=1, label_smoothing=.2),
+                                        partial(cross_entropy, weight=weight, smooth=.2, ignore=1), lambda y: weight[y]*(y != 1)),
+    'nn.CrossEntropyLoss, sum': (nn.CrossEntropyLoss(reduction='sum'), cross_entropy, share_of_batch),
+    'F.cross_entropy': (F.cross_entropy, cross_entropy, ones),
+    'F.cross_entropy, weights': (partial(F.cross_entropy, weight=weight), partial(cross_entropy, weight=weight), weight_of),
+    'LabelSmoothingCrossEntropy': (LabelSmoothingCrossEntropy(.2), partial(cross_entropy, smooth=.2), ones),
+    'LabelSmoothingCrossEntropyFlat': (LabelSmoothingCrossEntropyFlat(eps=.2), partial(cross_entropy, smooth=.2), ones),
+    'FocalLoss': (FocalLoss(), focal, ones),
+    'FocalLossFlat': (FocalLossFlat(), focal, ones),
+    'FocalLossFlat, weights': (FocalLossFlat(weight=weight), partial(focal, weight=weight), ones),
+    'nn.NLLLoss': (nn.NLLLoss(), cross_entropy, ones),
+    'nn.NLLLoss, weights': (nn.NLLLoss(weight=weight), partial(cross_entropy, weight=weight), weight_of),
+    "a user's Module": (Squares(), squares, ones),
+}
+
+
+@every_mixer
+@pytest.mark.parametrize('name', losses)
+def test_class_numbers(mixer, name):
+    loss, value, counts = losses[name]
+    model = nn.Sequential(linear(), nn.LogSoftmax(1)) if 'NLL' in name else linear()
+    rows = fit(mixer(), loss, samples(40), model)
+    for row in rows:
+        (own,), lam = row.y, shares(row.mix)
+        partner = own[row.mix.partner]
+        total = lam*value(row.pred, own) + (1-lam)*value(row.pred, partner)
+        assert_close(row.loss, total.sum() / (lam*counts(own) + (1-lam)*counts(partner)).sum())
+        assert_close(row.x[0], mixed(row.mix, row.own[0]))
+    assert rows[-1].mix.lam.ndim == (mixer().per == 'sample')
+
+
+def root(pred, y): return squares(pred, y).mean().sqrt()
+
+
+class Root(nn.Module):
+    def forward(self, pred, y): return root(pred, y)
+
+
+def smoothed_and_weighted(pred, y):
+    "fastai's: the smoothing unweighted, the rest a weighted mean"
+    nll = cross_entropy(pred, y, weight).sum()/weight[y].sum()
+    return .2*cross_entropy(pred, y, smooth=1.).mean() + .8*nll
+
+
+whole = {
+    'closure': (lambda pred, y: root(pred, y), root),
+    'Module': (Root(), root),
+    'LabelSmoothingCrossEntropy, weights': (LabelSmoothingCrossEntropy(.2, weight=weight), smoothed_and_weighted),
+}
+
+
+@every_mixer
+@pytest.mark.parametrize('loss, by_hand', whole.values(), ids=whole)
+def test_a_loss_that_is_only_a_number(mixer, loss, by_hand):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        rows = fit(mixer(), loss, samples(40))
+    said = ['one λ instead of one λ per sample' in str(w.message) for w in caught]
+    assert sum(said) == (mixer().per == 'sample')
+    for row in rows:
+        (own,), lam = row.y, row.mix.lam
+        assert lam.ndim == 0
+        assert_close(row.loss, lam*by_hand(row.pred, own) + (1-lam)*by_hand(row.pred, own[row.mix.partner]))
+
+
+# Floating targets
+
+def random_targets(n, *size, ints=False, dtype=torch.float32):
+    rng = torch.Generator().manual_seed(2)
+    return torch.randint(0, 2, (n, *size), generator=rng) if ints else torch.rand(n, *size, generator=rng, dtype=torch.float64).to(dtype)
+
+
+def binary(pred, y, pos_weight=1.): return -(pos_weight*y*F.logsigmoid(pred) + (1-y)*F.logsigmoid(-pred))
+
+
+class Asymmetric(nn.Module):
+    "A user's loss for multi-label data: easy negatives count less (arXiv 2009.14119)"
+    def forward(self, pred, y): return asymmetric(pred, y).mean()
+
+
+def asymmetric(pred, y):
+    p = pred.sigmoid()
+    return -y*p.log() - (1-y)*p.pow(4)*(1-p).log()
+
+
+soft = {
+    'soft labels': (nn.CrossEntropyLoss(), lambda pred, y: -(y*pred.log_softmax(1)).sum(1)),
+    'multi-hot': (BCEWithLogitsLossFlat(), binary),
+    'multi-hot, nn': (nn.BCEWithLogitsLoss(), binary),
+    'pos_weight': (nn.BCEWithLogitsLoss(pos_weight=weight), partial(binary, pos_weight=weight)),
+    'asymmetric': (Asymmetric(), asymmetric),
+    'regression': (MSELossFlat(), lambda pred, y: (pred-y)**2),
+    'regression, nn': (nn.MSELoss(), lambda pred, y: (pred-y)**2),
+    'absolute': (L1LossFlat(), lambda pred, y: (pred-y).abs()),
+}
+
+
+@every_mixer
+@pytest.mark.parametrize('loss, value', soft.values(), ids=soft)
+def test_floating_targets_are_mixed(mixer, loss, value):
+    x, _ = samples(40)
+    for row in fit(mixer(), loss, (x, random_targets(40, 3).softmax(1))):
+        lam, y = shares(row.mix)[:, None], row.y[0]
+        assert_close(row.loss, value(row.pred, lam*y + (1-lam)*y[row.mix.partner]).mean())
+
+
+@quiet
+@every_mixer
+@pytest.mark.parametrize('loss, value', [(BCEWithLogitsLossFlat(), binary), (BCEWithLogitsLossFlat(pos_weight=weight), partial(binary, pos_weight=weight)),
+                                         (Asymmetric(), asymmetric)], ids=['flat', 'pos_weight', 'asymmetric'])
+def test_integer_multi_hot_is_weighted(mixer, loss, value):
+    if isinstance(loss, BCEWithLogitsLossFlat) and loss.pos_weight is not None: loss.flatten = False
+    for row in fit(mixer(), loss, (samples(40)[0], random_targets(40, 3, ints=True))):
+        lam, y = shares(row.mix)[:, None], row.y[0]
+        assert_close(row.loss, (lam*value(row.pred, y) + (1-lam)*value(row.pred, y[row.mix.partner])).mean())
+
+
+@every_mixer
+@pytest.mark.parametrize('loss', [MSELossFlat(), nn.MSELoss()], ids=['flat', 'nn'])
+@pytest.mark.parametrize('size', [(1,), (3,)], ids=['number', 'vector'])
+def test_regression_in_double_precision(mixer, loss, size):
+    x, y = samples(40)[0].double(), random_targets(40, *size, dtype=torch.float64)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32, *size)).double()
+    seen = []
+    for row in fit(mixer(), loss, (x, y), model, opt_func=torch_sgd):
+        assert row.x[0].dtype == torch.float64
+        lam, y = shares(row.mix).double()[:, None], row.y[0]
+        assert_close(row.loss, ((row.pred - lam*y - (1-lam)*y[row.mix.partner])**2).mean().to(row.loss.dtype))
+        seen.append(row.loss)
+    assert all(loss > 0 for loss in seen)
+
+
+def torch_sgd(params, lr):
+    from fastai.optimizer import SGD
+    return SGD(params, lr=lr)
+
+
+@mixups
+def test_a_double_target_for_a_single_model(mixer):
+    y = random_targets(40, dtype=torch.float64)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32, 1))
+    for row in fit(mixer(), MSELossFlat(), (samples(40)[0], y), model):
+        lam, y = shares(row.mix), row.y[0]
+        assert y.dtype == torch.float64
+        assert_close(row.loss, ((row.pred[:, 0] - (lam*y + (1-lam)*y[row.mix.partner]).float())**2).mean())
+
+
+# Segmentation
+
+class Reveal(Callback):
+    "Adds the mask to the image, as a fourth channel"
+    order = 4 # before the spy and the mixer
+    def before_batch(self): self.learn.xb = TensorImage(torch.cat([self.x, self.y[:, None]/32], 1)),
+
+
+class Reader(nn.Module):
+    "A model that reads the right mask off its input"
+    def __init__(self):
+        super().__init__()
+        self.zero = nn.Parameter(torch.zeros(()))
+    def forward(self, x): return 100*F.one_hot((x[:, 3]*32).round().long(), 32).permute(0, 3, 1, 2) + 0*self.zero
+
+
+def camvid(data):
+    folder = data/'camvid_tiny'
+    return DataBlock((ImageBlock, MaskBlock), get_items=lambda path: get_image_files(path).sorted()[:20], splitter=IndexSplitter(range(2)),
+                     get_y=lambda file: folder/'labels'/f'{file.stem}_P.png').dataloaders(folder/'images', bs=6, num_workers=0)
+
+
+def pets(data):
+    folder = data/'oxford-pets-160'
+    def mask(file): return PILMask.create(np.array(PILMask.create(folder/'trimaps'/f'{file.stem}.png')) - 1)
+    return DataBlock((ImageBlock, MaskBlock), get_items=lambda path: get_image_files(path).sorted()[::40], splitter=IndexSplitter(range(2)), get_y=mask,
+                     item_tfms=Resize(64), batch_tfms=aug_transforms(size=48)).dataloaders(folder/'images', bs=6, num_workers=0)
+
+
+@pytest.fixture(params=[camvid, pets], ids=['camvid', 'pets'], scope='module')
+def masks(request, data): return request.param(data)
+
+
+def segment(mixer, dls, loss, model=None, **kwargs):
+    spy, torch_model = Spy(), model or nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 32, 1))
+    learner([mixer, spy, Reveal()], loss, torch_model, dls, **kwargs).fit(1)
+    assert len(spy.rows) >= 2
+    for row in spy.rows:
+        assert type(row.own[0]) is TensorImage and type(row.y[0]) is TensorMask
+        assert all((y != row.y[0][0]).any() for y in row.y[0][1:])
+    return spy.rows
+
+
+@cutmixes
+@pytest.mark.parametrize('loss', [CrossEntropyLossFlat(axis=1), nn.CrossEntropyLoss(), F.cross_entropy, FocalLossFlat(axis=1),
+                                  nn.CrossEntropyLoss(weight=torch.linspace(0, 1, 32), ignore_index=21)], ids=lambda loss: repr(loss)[:30])
+def test_a_perfect_model_of_pasted_masks_has_no_loss(masks, mixer, loss):
+    for row in segment(mixer(), masks, loss, Reader()):
+        assert row.loss < 1e-6
+        own = torch.as_tensor(row.y[0])
+        assert F.cross_entropy(row.pred, own) > .1, 'the mask was pasted'
+        assert_close(torch.as_tensor(row.pred).argmax(1), mixed(row.mix, own))
+
+
+def pixels(pred, y): return torch.as_tensor(pred).logsumexp(1) - torch.as_tensor(pred).gather(1, torch.as_tensor(y)[:, None])[:, 0]
+
+
+def dice(pred, y):
+    "One minus the overlap, for each sample and class"
+    wanted = F.one_hot(torch.as_tensor(y), 32).movedim(-1, 1)
+    p = torch.as_tensor(pred).softmax(1)
+    return 1 - (2*(p*wanted).sum((2, 3)) + 1e-6)/((p + wanted).sum((2, 3)) + 1e-6)
+
+
+def whole_dice(pred, y):
+    "A user's, over the batch as a whole"
+    wanted = F.one_hot(torch.as_tensor(y), 32).movedim(-1, 1)
+    p = torch.as_tensor(pred).softmax(1)
+    return (1 - 2*(p*wanted).sum((0, 2, 3))/(p + wanted).sum((0, 2, 3))).mean()
+
+
+segmentation = {
+    'CrossEntropyLossFlat': (CrossEntropyLossFlat(axis=1), pixels, torch.mean),
+    'nn.CrossEntropyLoss': (nn.CrossEntropyLoss(), pixels, torch.mean),
+    'F.cross_entropy': (F.cross_entropy, pixels, torch.mean),
+    'DiceLoss': (DiceLoss(), dice, torch.sum),
+    'DiceLoss, mean': (DiceLoss(reduction='mean'), dice, torch.mean),
+    "a user's Dice": (whole_dice, None, None),
+}
+
+
+@quiet
+@mixups
+@pytest.mark.parametrize('loss, value, reduce', segmentation.values(), ids=segmentation)
+def test_mixup_weighs_both_masks_in_every_pixel(masks, mixer, loss, value, reduce):
+    rows = segment(mixer(), masks, loss)
+    for row in rows:
+        own, lam = row.y[0], row.mix.lam
+        partner = own[row.mix.partner]
+        if value:
+            at_own, at_partner = value(row.pred, own), value(row.pred, partner)
+            lam = shares(row.mix).view(-1, *[1]*(at_own.ndim-1))
+            expected = reduce(lam*at_own + (1-lam)*at_partner)
+        else: expected = lam*loss(row.pred, own) + (1-lam)*loss(row.pred, partner)
+        assert_close(torch.as_tensor(row.loss), expected)
+        assert_close(torch.as_tensor(row.x[0]), mixed(row.mix, torch.as_tensor(row.own[0])))
+    assert rows[-1].mix.lam.ndim == (mixer().per == 'sample' and value is not None)
+
+
+@pytest.mark.parametrize('loss, value, reduce', segmentation.values(), ids=segmentation)
+def test_cutmix_needs_only_the_pasted_mask(masks, loss, value, reduce):
+    for row in segment(CutMix(per='sample', seed=1), masks, loss):
+        y = mixed(row.mix, torch.as_tensor(row.y[0]))
+        assert_close(torch.as_tensor(row.loss), reduce(value(row.pred, y)) if value else whole_dice(row.pred, y))
+
+
+# Image to image
+
+convolution = partial(nn.Conv2d, 2, 3, 3, padding=1)
+
+
+@every_mixer
+@pytest.mark.parametrize('loss', [MSELossFlat(), nn.L1Loss(), lambda pred, y: (pred-y).abs().mean()], ids=['flat', 'nn', 'closure'])
+@pytest.mark.parametrize('kind', [torch.as_tensor, TensorImage], ids=['tensor', 'TensorImage'])
+def test_a_target_image_is_mixed_like_the_input(mixer, loss, kind):
+    x, y = samples(40)[0], random_targets(40, 3, 4, 4)
+    for row in fit(mixer(), loss, (x, [kind(image) for image in y]), convolution()):
+        assert type(row.y[0]) is (TensorImage if kind is TensorImage else torch.Tensor)
+        assert_close(torch.as_tensor(row.loss), loss(row.pred, mixed(row.mix, torch.as_tensor(row.y[0]))))
+
+
+@every_mixer
+def test_a_larger_target_image_is_mixed_in_the_same_place(mixer):
+    def twice(x): return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    x, _ = samples(40)
+    for row in fit(mixer(), nn.MSELoss(), (x, twice(x)), nn.ConvTranspose2d(2, 2, 2, 2)):
+        assert_close(row.loss, F.mse_loss(row.pred, twice(mixed(row.mix, row.own[0]))))
+
+
+@every_mixer
+def test_a_depth_map_is_mixed_like_the_input(mixer):
+    x, y = samples(40)[0], random_targets(40, 4, 4)
+    model = nn.Sequential(nn.Conv2d(2, 1, 1), nn.Flatten(1, 2))
+    for row in fit(mixer(), nn.MSELoss(), (x, y), model): assert_close(row.loss, F.mse_loss(row.pred, mixed(row.mix, row.y[0])))
+
+
+# Several inputs, several targets, no target
+
+class Two(nn.Module):
+    "Two inputs, two outputs"
+    def __init__(self, n_in=32+5):
+        super().__init__()
+        self.number, self.value = nn.Linear(n_in, 3), nn.Linear(n_in, 2)
+    def forward(self, a, b):
+        features = torch.cat([a.flatten(1), b.flatten(1)], 1)
+        return self.number(features), self.value(features)
+
+
+def both(pred, number, value, reduction='mean'):
+    "A loss of two targets"
+    values = F.cross_entropy(pred[0], number, reduction='none') + (pred[1] - value).pow(2).sum(1)
+    return values.mean() if reduction == 'mean' else values
+
+
+class Pairs(Spy):
+    def after_pred(self): self.row.x, self.row.pred = self.learn.xb, tuple(p.detach() for p in self.learn.pred)
+
+
+@quiet
+@every_mixer
+@pytest.mark.parametrize('loss', [both, lambda pred, number, value: both(pred, number, value)], ids=['function', 'closure'])
+def test_several_inputs_and_targets_get_one_mix(mixer, loss):
+    (x, number), spy = samples(40), Pairs()
+    vectors, values = random_targets(40, 5), random_targets(40, 2)
+    dls = loaders((x, vectors, number, values))
+    dls.n_inp = 2
+    learner([mixer(), spy], loss, Two(), dls).fit(1)
+    for row in spy.rows:
+        mix, (image, vector), (number, value) = row.mix, row.own, row.y
+        lam = shares(mix)
+        def blended(t): return lam[:, None]*t + (1-lam)[:, None]*t[mix.partner]
+        assert_close(row.x, (mixed(mix, image), blended(vector)))
+        at_own, at_partner = (both(row.pred, t, blended(value), 'none') for t in (number, number[mix.partner]))
+        assert_close(row.loss, (lam*at_own + (1-lam)*at_partner).mean())
+    assert len(spy.rows) == 4 and spy.rows[-1].mix.lam.ndim == (mixer().per == 'sample' and loss is both)
+
+
+@every_mixer
+def test_two_images_of_one_sample_get_one_mix(mixer):
+    (x, y), spy = samples(40), Spy()
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = linear()
+        def forward(self, a, b): return self.body(a) - self.body(b)
+    dls = loaders((x, x+1, y))
+    dls.n_inp = 2
+    learner([mixer(), spy], nn.CrossEntropyLoss(), Pair(), dls).fit(1)
+    for row in spy.rows:
+        check(row)
+        assert_close(row.x[1], row.x[0]+1)
+
+
+class Rebuild(Callback):
+    "The target of an autoencoder is what it was given"
+    def after_pred(self): self.learn.yb = self.learn.xb
+
+
+@every_mixer
+def test_no_target(mixer):
+    data, spy = samples(40)[:1], Spy()
+    dls = loaders(data)
+    learn = learner([mixer(), spy, Rebuild()], nn.MSELoss(), nn.Conv2d(2, 2, 3, padding=1), dls)
+    before = [p.clone() for p in learn.model.parameters()]
+    learn.fit(1)
+    assert len(spy.rows) == 4 and all((p != q).any() for p, q in zip(learn.model.parameters(), before))
+    for row in spy.rows: assert_close(row.loss, F.mse_loss(row.pred, mixed(row.mix, row.copy[0])))
+
+
+# Signals, volumes, vectors
+
+@every_mixer
+@pytest.mark.parametrize('size', [(30,), (5, 7), (4, 5, 6)], ids=['signals', 'images', 'volumes'])
+def test_signals_and_volumes(mixer, size):
+    data = samples(40, size)
+    for row in fit(mixer(), nn.CrossEntropyLoss(), data, linear(data[0][0].numel())): check(row)
+
+
+@mixups
+@pytest.mark.parametrize('complex', [False, True], ids=['real', 'complex'])
+def test_vectors(mixer, complex):
+    x, y = samples(40, (9,))
+    x = torch.complex(*x.unbind(1)) if complex else x.flatten(1)
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = linear(9 if complex else 18)
+        def forward(self, x): return self.linear(x.abs())
+    for row in fit(mixer(), nn.CrossEntropyLoss(), (x, y), Model()): check(row)
+
+
+def test_there_is_no_region_in_a_vector():
+    with pytest.raises(ValueError, match=r'CutMix pastes a region.*\(8, 32\).*Use MixUp'): fit(CutMix(), None, (samples(40)[0].flatten(1), samples(40)[1]))
+
+
+# Tables
+
+def adult(data, target, block):
+    table = pd.read_csv(data/'adult'/'adult.csv', nrows=160, skipinitialspace=True)
+    names = dict(cat_names=['workclass', 'education', 'occupation'], cont_names=['age', 'education-num'])
+    return TabularDataLoaders.from_df(table, procs=[Categorify, FillMissing, Normalize], y_names=target, y_block=block, bs=32, num_workers=0,
+                                      valid_idx=range(32), **names)
+
+
+def joined(model, codes, values):
+    "What a tabular model gives to its first dense layer"
+    embedded = [embed(codes[:, i]) for i, embed in enumerate(model.embeds)]
+    return torch.cat([*embedded, model.bn_cont(values)], 1)
+
+
+class Keep(Spy):
+    "Keeps inputs that stay as they are"
+    def after_batch(self): self.row.hooks = [m for m in self.learn.model.modules() if m._forward_pre_hooks]
+
+
+@mixups
+@pytest.mark.parametrize('target', ['salary', 'hours-per-week'])
+def test_tables_are_mixed_where_they_have_become_numbers(data, mixer, target):
+    classes, spy = target == 'salary', Keep()
+    spy.order = 20
+    learn = tabular_learner(adult(data, target, CategoryBlock() if classes else RegressionBlock()), layers=[8], cbs=[mixer(), spy],
+                            n_out=2 if classes else 1)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, lr=0)
+    learn.model.train()
+    assert len(spy.rows) == 4
+    for row in spy.rows:
+        lam, (codes, values), y = shares(row.mix), row.own, row.y[0]
+        assert codes.dtype == torch.int64 and row.x[0] is codes and not row.hooks
+        with torch.no_grad(): assert_close(row.pred, learn.model.layers(mixed(row.mix, joined(learn.model, codes, values))))
+        if classes:
+            own, partner = (-row.pred.log_softmax(1).gather(1, t.long()).flatten() for t in (y.view(-1, 1), y[row.mix.partner].view(-1, 1)))
+            assert_close(row.loss, (lam*own + (1-lam)*partner).mean())
+        else: assert_close(row.loss, F.mse_loss(row.pred.flatten(), y.flatten()))
+
+
+# Texts
+
+def reviews(data, bptt=8, words=45, n=48):
+    "Texts of one word and more; the longest has `words`"
+    table = pd.read_csv(data/'imdb_sample'/'texts.csv', nrows=n)
+    table['text'] = [' '.join(text.split()[:1 + words*i//n]) for i, text in enumerate(table.text)]
+    block = DataBlock((TextBlock.from_df('text', tok=BaseTokenizer(), seq_len=bptt, n_workers=1), CategoryBlock), get_x=ColReader('text'),
+                      get_y=ColReader('label'), splitter=RandomSplitter(.17, seed=0))
+    return block.dataloaders(table, bs=8, num_workers=0)
+
+
+def reader(dls, *cbs, bptt=8, max_len=24, **kwargs):
+    config = awd_lstm_clas_config | dict(emb_sz=6, n_hid=10, n_layers=2)
+    return text_classifier_learner(dls, AWD_LSTM, seq_len=bptt, max_len=max_len, config=config, pretrained=False, drop_mult=0., lin_ftrs=[8], ps=[0.],
+                                   cbs=cbs, **kwargs)
+
+
+def pooled_alone(model, tokens, bptt=8):
+    "The features of one text, without the padding in front of it"
+    first = (tokens != 1).nonzero()[0].item()
+    return masked_concat_pool(*model[0](tokens[None, first:]), bptt)[0]
+
+
+class Reading(Keep):
+    def after_loss(self):
+        super().after_loss()
+        self.row.loss = self.learn.loss_func(self.learn.pred, *self.learn.yb).detach() # what the RNN's regularisation is added to
+
+
+@mixups
+def test_texts_are_mixed_when_they_have_been_read(data, mixer):
+    dls, spy = reviews(data), Reading()
+    spy.order = 20
+    learn = reader(dls, mixer(), spy)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, lr=0)
+    learn.model.train()
+    padded = longest = 0
+    for row in spy.rows:
+        (tokens,), lam, y = row.own, shares(row.mix), torch.as_tensor(row.y[0])
+        tokens = torch.as_tensor(tokens)
+        with torch.no_grad():
+            features = torch.stack([pooled_alone(learn.model, text) for text in tokens])
+            assert_close(row.pred, learn.model[1].layers(mixed(row.mix, features)), rtol=1e-4, atol=1e-5)
+        assert_close(torch.as_tensor(row.loss), (lam*cross_entropy2(row.pred, y) + (1-lam)*cross_entropy2(row.pred, y[row.mix.partner])).mean())
+        assert not row.hooks
+        padded, longest = padded + (tokens[:, 0] == 1).sum(), max(longest, tokens.shape[1])
+    assert padded > 0 and longest > 24, 'some texts are padded in front, and some are longer than what the model keeps'
+
+
+def cross_entropy2(pred, y): return -torch.as_tensor(pred).log_softmax(1).gather(1, y[:, None])[:, 0]
+
+
+# Points and boxes
+
+@every_mixer
+@pytest.mark.parametrize('blocks, target', [((PointBlock,), [[3, 4]]), ((BBoxBlock, BBoxLblBlock), None)], ids=['points', 'boxes'])
+def test_points_and_boxes_are_refused(mixer, blocks, target):
+    image, boxes = np.zeros((12, 12, 3), dtype=np.uint8), ([[1, 2, 6, 7]], ['cat'])
+    get_y = [lambda _: target] if target else [lambda _: boxes[0], lambda _: boxes[1]]
+    block = DataBlock((ImageBlock, *blocks), getters=[lambda _: image, *get_y], n_inp=1, splitter=IndexSplitter([0, 1]))
+    dls = block.dataloaders(range(8), bs=3, num_workers=0)
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(3*12*12, 4)), loss_func=nn.MSELoss(), cbs=mixer())
+    kind = 'TensorPoint' if target else 'TensorBBox'
+    with learn.no_bar(), pytest.raises(TypeError, match=f'mixing is not defined for a target of type {kind}.*Train without a mixer'): learn.fit(1)
