@@ -1,5 +1,7 @@
 """MixUp, CutMix and their kin as one callback for any fastai Learner
 
+fastmix trains a fastai `Learner` on **mixed samples**: put `MixUp()` or `CutMix()` into `cbs`, and the inputs are rewritten before the forward pass, the loss is weighted accordingly, and validation stays clean. It works with any loss, any target and any loop that fastai has, never leaves a trace behind, and shows you what your network saw.
+
 Modules:
 
 - `fastmix.callback`: One callback in `cbs`, and a `Learner` trains on mixed samples

@@ -4,3 +4,6 @@ from fastmix.mix import *
 from fastmix.loss import *
 from fastmix.callback import *
 from fastmix.show import *
+from fastmix.data import *
+from fastmix.compare import *
+from fastmix.metric import *

@@ -42,7 +42,7 @@ archs = dict(small=None, **{arch.__name__: arch for arch in model_meta})
 
 # %% ../nbs/06_cli.ipynb #d2bfabdd
 digit_defaults = dict(arch='small', epochs=8, size=8, bs=64, lr=0.01)
-photo_defaults = dict(arch='resnet18', epochs=10, size=128, bs=64, lr=0.002)
+photo_defaults = dict(arch='resnet18', epochs=10, size=128, bs=64, lr=0.001)
 
 # %% ../nbs/06_cli.ipynb #b7f30736
 def check_settings(
@@ -201,7 +201,7 @@ def run(
     epochs: int = None, # times through the training images (default: 8 for digits, else 10)
     size: int = None, # side of the square images in pixels (default: 8 for digits, else 128)
     bs: int = None, # images per batch (default: 64)
-    lr: float = None, # highest learning rate of the cycle (default: 0.01 for digits, else 0.002)
+    lr: float = None, # highest learning rate of the cycle (default: 0.01 for digits, else 0.001)
     seed: int = 42, # of the split, the weights, the order of the images and the mixes
     out: Path = Path('fastmix-results'), # folder for the table, the curves and the pictures
     pretrained: bool = False, # start from weights learned on ImageNet

@@ -69,7 +69,7 @@ def run_arm(
     seed: int, # the one `learn` was made from
     progress: bool = True, # show fastai's progress bars and its line per epoch?
 ) -> Run:
-    "Train one arm and keep what it did"
+    "Train one arm and keep what it did; `ValueError` where `fit` trained no epoch"
     learn.add_cb(history := History())
     if not progress:
         learn.remove_cb(ProgressCallback)
@@ -77,6 +77,7 @@ def run_arm(
     start = perf_counter()
     fit(learn)
     seconds = perf_counter() - start
+    if not history.epochs: raise ValueError('fit trained no epoch: it takes the Learner and must call one of its fits')
     epochs = pd.DataFrame(history.epochs)
     epochs.insert(0, 'epoch', range(1, len(epochs) + 1))
     return Run(arm, seed, seconds, epochs)
@@ -100,7 +101,8 @@ def compare(
     seed: int = 42, # the first seed
     progress: bool = True, # show the arm, fastai's progress bars and its line per epoch?
 ) -> Comparison:
-    "Train every arm from the same weights on the same batches; `ValueError` where `make_learner` repeats its model"
+    "Train every arm from the same weights on the same batches; `ValueError` where they cannot be the same"
+    if not arms or seeds < 1: raise ValueError(f'compare needs an arm and a seed, got {arms=} and {seeds=}')
     runs, n_runs = [], seeds * len(arms)
     for run_seed in range(seed, seed + seeds):
         start = None

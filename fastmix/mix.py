@@ -27,7 +27,7 @@ class Mix:
         partner:Sequence|np.ndarray|Tensor, # `(n,)`: index in the batch of each sample's partner
     ):
         "Raises a `ValueError` if `lam` lies outside [0, 1], if a partner lies outside the batch, or if the two differ in length"
-        partner, lam = np.asarray(partner), np.asarray(lam, dtype=np.float32)
+        partner, lam = np.array(partner), np.array(lam, dtype=np.float32)
         n = partner.size
         shift = int(partner.flat[0]) if n and partner.dtype.kind in 'iu' else None
         self.shift = shift if shift and partner.ndim == 1 and (partner == rotation(n, shift)).all() else None
@@ -100,6 +100,8 @@ class Blend(Mix):
     def first(self): return Blend(self.lam[:1].view(()), self.partner)
 
 # %% ../nbs/00_mix.ipynb #959e3935
+_integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64} # by bytes, for NumPy, which has no bfloat16
+
 class Paste(Mix):
     "A region of the partner pasted over every sample, as in CutMix (arXiv 1905.04899)"
     def __init__(self,
@@ -108,7 +110,7 @@ class Paste(Mix):
         partner:Sequence|np.ndarray|Tensor, # `(n,)`: index in the batch of each sample's partner
     ):
         "Raises a `ValueError` if the region does not lie within `size`"
-        self.region, self.size, d = np.asarray(region), tuple(size), len(size)
+        self.region, self.size, d = np.array(region), tuple(size), len(size)
         if not 1 <= d <= 3: raise ValueError(f"`size` must have 1 to 3 spatial dimensions; got {self.size}")
         if self.region.shape not in ((d, 2), (len(partner), d, 2)):
             raise ValueError(f"`region` must have shape ({d}, 2), or ({len(partner)}, {d}, 2) for one per sample; got {self.region.shape}")
@@ -136,9 +138,10 @@ class Paste(Mix):
         if region.ndim == 2:
             out, where = t.clone(), cells(region.tolist())
             for own, partner in self.halves(): out[own][where] = t[partner][where]
-        elif t.device.type == 'cpu' and t[0].numel() >= 2**15:
-            out = t.clone()
-            for i, (j, sides) in enumerate(zip(self.partner.tolist(), region.tolist())): out[i][cells(sides)] = t[j][cells(sides)]
+        elif t.device.type == 'cpu' and t.element_size() in _integers:
+            out, mask = t.clone(), self.mask(t, region).numpy()
+            to, source = (o.detach().view(_integers[t.element_size()]).numpy() for o in (out, t))
+            for own, partner in self.halves(): np.copyto(to[own], source[partner], where=mask[own])
         else:
             out, mask = torch.empty_like(t), self.mask(t, region)
             for own, partner in self.halves(): torch.where(mask[own], t[partner], t[own], out=out[own])

@@ -72,6 +72,13 @@ class Spy(Callback):
 def grads_of(model): return [p.grad.clone() for p in model.parameters()]
 
 
+def formula_grads(model, rows, scale=1.):
+    "The gradients of the summed λ-weighted losses of some batches"
+    model.zero_grad()
+    for row in rows: (scale*weighted(row.mix, model(*row.x), *row.y)).backward()
+    return grads_of(model)
+
+
 def mixed(mix, x):
     "The mix of `x`, sample by sample"
     lam, out = mix.lam.expand(mix.n), []

@@ -199,7 +199,7 @@ def test_the_current_folder_is_not_replaced(tmp_path, capsys, monkeypatch, untra
 def test_results_of_other_settings_are_refused_before_training(earlier, capsys, untrained):
     given, before = earlier
     message = error_of(capsys, **given | dict(epochs=3, lr=0.5))
-    assert 'results of other settings (epochs 1 there, 3 now; lr 0.002 there, 0.5 now)' in message
+    assert 'results of other settings (epochs 1 there, 3 now; lr 0.001 there, 0.5 now)' in message
     assert message.endswith('give another --out, or add --force\n')
     assert contents(given['out']) == before
 

@@ -11,7 +11,6 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy, error_rate
 from fastai.torch_core import get_random_states
-from fastai.vision.learner import Learner as VisionLearner  # noqa: F401 (brings fine_tune)
 from torch import nn
 
 from fastmix.callback import CutMix, MixUp
@@ -131,6 +130,16 @@ def test_the_global_random_state_is_left_alone(make_learner):
 def test_progress(make_learner, capsys, progress):
     compare(make_learner, dict(none=None), lambda learn: learn.fit(1), progress=progress)
     assert ('none (run 1 of 1)' in capsys.readouterr().out) is progress
+
+
+@pytest.mark.parametrize('arms, seeds', [({}, 1), (dict(none=None), 0)])
+def test_nothing_to_compare(make_learner, arms, seeds):
+    with pytest.raises(ValueError, match='needs an arm and a seed'): compare(make_learner, arms, print, seeds=seeds)
+
+
+def test_a_fit_without_epochs(make_learner):
+    with pytest.raises(ValueError, match='fit trained no epoch'):
+        compare(make_learner, dict(none=None), lambda learn: learn.validate(), progress=False)
 
 
 def test_a_shared_model_is_refused(dls):

@@ -101,7 +101,7 @@ def write_page(notebook, page, images, target=lambda file: file):
 
     for cell in nb.cells:
         options = dict(re.findall(r'^#\| *([\w-]+): *(.*)$', cell.source, re.M))
-        if cell.cell_type == 'markdown': blocks.append(prose(cell.source))
+        if cell.cell_type == 'markdown': blocks.append(prose(re.sub(r'^#\|.*\n*', '', cell.source, flags=re.M)))
         if cell.cell_type != 'code' or options.get('include') == 'false': continue
         language = cell.metadata.get('language', 'python')
         code = re.sub(rf'^(#\||%%{language}).*\n?', '', cell.source, flags=re.M).strip()

@@ -1,0 +1,63 @@
+"""Two processes under fastai's own `distrib_ctx`, on the CPU."""
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from helpers import Spy, check, formula_grads, learner, loaders, samples
+
+
+def worker(folder):
+    "What each of the processes does: the same fit with a mixer, twice, and once with another seed"
+    import fastai.distributed as distributed
+    from fastai.torch_core import set_seed
+
+    from fastmix.callback import CutMix, MixChoice, MixUp
+
+    def broadcast(self, t, rank): # fastai's moves to a GPU first
+        t = torch.tensor(t)
+        torch.distributed.broadcast(t, rank)
+        return t.tolist()
+    distributed.DistributedDL._broadcast = broadcast
+
+    def fit(seed):
+        set_seed(seed)
+        learn = learner([MixChoice(MixUp(), CutMix()), spy := Spy()], dls=loaders(samples(72), shuffle=True))
+        with learn.distrib_ctx(): learn.fit(1)
+        return spy.rows, [p.detach() for p in learn.model.parameters()]
+    rank = distributed.rank_distrib()
+    torch.save([fit(0), fit(0), fit(1)], Path(folder)/f'{rank}.pt')
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes(tmp_path):
+    "Ranks draw different mixes from one seed, have the mean gradient of both, and a seed repeats it all"
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        env = dict(os.environ, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(s.getsockname()[1]), ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1',
+                   PYTHONPATH=os.pathsep.join(sys.path))
+    processes = [subprocess.Popen([sys.executable, '-W', 'ignore', __file__, tmp_path], env=dict(env, RANK=rank, LOCAL_RANK=rank)) for rank in '01']
+    try: assert [p.wait(60) for p in processes] == [0, 0]
+    finally:
+        for p in processes: p.kill()
+    ranks = [torch.load(tmp_path/f'{rank}.pt', weights_only=False) for rank in range(2)]
+
+    for (first, weights), (again, weights_again), (other, _) in ranks: # a seed repeats it
+        assert mixes(first) == mixes(again) != mixes(other)
+        for a, b in zip(weights, weights_again, strict=True): assert torch.equal(a, b)
+    (rows, weights), (others, other_weights) = ranks[0][0], ranks[1][0]
+    assert len(rows) == len(others) == 4
+    for a, b in zip(weights, other_weights, strict=True): assert torch.equal(a, b)
+    for a, b in zip(rows, others):
+        assert mixes([a]) != mixes([b]) and not torch.equal(a.copy[0], b.copy[0])
+        for row in a, b: check(row)
+        for g, h in zip(a.grads, b.grads, strict=True): assert torch.equal(g, h)
+    torch.testing.assert_close(rows[0].grads, formula_grads(learner().model, [rows[0], others[0]], 1/2))
+
+
+def mixes(rows): return [(type(row.mix).__name__, row.mix.lam.view(-1).tolist(), row.mix.shift) for row in rows]
+
+
+if __name__ == '__main__': worker(sys.argv[1])
