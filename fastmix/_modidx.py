@@ -83,6 +83,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fastmix.compare.History': ('compare.html#history', 'fastmix/compare.py'),
                                  'fastmix.compare.History.__init__': ('compare.html#history.__init__', 'fastmix/compare.py'),
                                  'fastmix.compare.History.after_epoch': ('compare.html#history.after_epoch', 'fastmix/compare.py'),
+                                 'fastmix.compare.History.after_train': ('compare.html#history.after_train', 'fastmix/compare.py'),
+                                 'fastmix.compare.History.before_epoch': ('compare.html#history.before_epoch', 'fastmix/compare.py'),
                                  'fastmix.compare.Run': ('compare.html#run', 'fastmix/compare.py'),
                                  'fastmix.compare.Run.final': ('compare.html#run.final', 'fastmix/compare.py'),
                                  'fastmix.compare.arm_learner': ('compare.html#arm_learner', 'fastmix/compare.py'),

@@ -43,9 +43,11 @@ class History(Callback):
     order = Recorder.order + 1
 
     def __init__(self): self.epochs = []
+    def before_epoch(self): self.trained = False
+    def after_train(self): self.trained = True
     def after_epoch(self):
         "Keep what the recorder has written"
-        self.epochs.append(dict(zip(self.recorder.metric_names[1:], self.learn.final_record)))
+        if self.trained: self.epochs.append(dict(zip(self.recorder.metric_names[1:], self.learn.final_record)))
 
 # %% ../nbs/05_compare.ipynb #2fcff057
 @dataclass

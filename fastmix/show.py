@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor
 
-from .callback import Mixer, mix_inputs
+from .callback import ManifoldMixUp, Mixer, mix_inputs
 from .mix import mix_rng
 
 # %% ../nbs/03_show.ipynb #a8b54410
@@ -105,7 +105,10 @@ def show_mix(
     xb, yb = batch[:n_inp], batch[n_inp:]
     x = mixer.input_of(xb)
     if len(x) < 2: raise ValueError("the training batch holds one sample, and a sample is not mixed with itself: use a larger batch size")
-    mix = mixer.pick(None, rng).draw_mix(x, rng)
+    parts = (mixer.pick(None, rng) for _ in range(100))
+    part = next((part for part in parts if not isinstance(part, ManifoldMixUp)), None)
+    if part is None: raise ValueError(f"{type(mixer).__name__} mixes inside the network: there is no picture of that, its input is not mixed")
+    mix = part.draw_mix(x, rng)
     n = min(max_n, mix.n)
     mixed = _decode(dl, (*mix_inputs(mix, xb), *yb), n)
     partners = _decode(dl, (*xb, *(mix.others(y) for y in yb)), n)

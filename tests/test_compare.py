@@ -112,9 +112,10 @@ def test_several_seeds(make_learner):
 def test_all_fits_are_in_the_history(make_learner):
     def twice(learn):
         learn.fit(1)
+        learn.validate()
         learn.fit(2)
     run, = compare(make_learner, dict(none=None), twice, progress=False).runs
-    assert list(run.history.epoch) == [1, 2, 3]
+    assert list(run.history.epoch) == [1, 2, 3] and not run.history.isna().any(axis=None)
 
 
 def test_the_global_random_state_is_left_alone(make_learner):

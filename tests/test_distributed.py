@@ -39,7 +39,7 @@ def test_two_processes(tmp_path):
         env = dict(os.environ, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(s.getsockname()[1]), ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1',
                    PYTHONPATH=os.pathsep.join(sys.path))
     processes = [subprocess.Popen([sys.executable, '-W', 'ignore', __file__, tmp_path], env=dict(env, RANK=rank, LOCAL_RANK=rank)) for rank in '01']
-    try: assert [p.wait(60) for p in processes] == [0, 0]
+    try: assert [p.wait(120) for p in processes] == [0, 0]
     finally:
         for p in processes: p.kill()
     ranks = [torch.load(tmp_path/f'{rank}.pt', weights_only=False) for rank in range(2)]
