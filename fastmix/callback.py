@@ -13,14 +13,16 @@ __all__ = ['is_spatial', 'mix_inputs', 'mix_targets', 'unwrap', 'from_codes', 'm
 # %% ../nbs/02_callback.ipynb #5cace6dc
 import copy, math, sys, warnings
 from contextlib import nullcontext
+from functools import wraps
 from numbers import Integral, Real
 
 import numpy as np
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
+from fastai.learner import Learner
 from fastai.torch_core import TensorImageBase, retain_type
 from fastai.vision.core import TensorPoint
-from fastcore.basics import noop, patch, store_attr
+from fastcore.basics import init_args, patch, store_attr
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -53,7 +55,9 @@ def _nested(f, o):
     "`o` with `f` of every tensor in it"
     if isinstance(o, Tensor): return f(o)
     if isinstance(o, dict): return type(o)({k: _nested(f, v) for k, v in o.items()})
-    return type(o)([_nested(f, v) for v in o]) if isinstance(o, (tuple, list)) else o
+    if not isinstance(o, (tuple, list)): return o
+    values = [_nested(f, v) for v in o]
+    return type(o)(*values) if hasattr(o, '_fields') else type(o)(values) # a namedtuple takes them one by one
 
 def _blends(t): return t.is_floating_point() or t.is_complex()
 
@@ -105,7 +109,7 @@ def mixing_layers(
     "The layers of a fastai model at whose inputs samples can be mixed. Raises a `ValueError` for another model"
     layers = from_codes(model)
     if not layers and isinstance(model, nn.Sequential) and len(model) == 2:
-        stages = [f'0.{name}' for name, child in model[0].named_children() if isinstance(child, nn.Sequential)]
+        stages = [f'0.{name}' for name, child in model[0].named_children() if type(child) is nn.Sequential] # not a subclass, such as fastai's ConvLayer
         layers = ['input', *(stages or ['1'])]
     if layers: return layers
     raise ValueError(f"the layers to mix at are known for fastai's vision, tabular and text models, and this is a {type(model).__name__}. "
@@ -147,8 +151,12 @@ class LayerMix:
         layer:nn.Module, # The layer
         mix:Mix, # The mix of the batch
     ):
-        self.name, self.mix, self.ran = name, mix, False
-        self.handle = layer.register_forward_pre_hook(self, with_kwargs=True)
+        self.name, self.layer, self.mix, self.ran, self.handle = name, layer, mix, False, None
+
+    def attach(self): self.handle = self.layer.register_forward_pre_hook(self, with_kwargs=True)
+
+    def remove(self):
+        if self.handle: self.handle.remove()
 
     def __call__(self, layer, args, kwargs):
         self.ran = True
@@ -162,31 +170,21 @@ class LayerMix:
         "Raise a `RuntimeError` if the layer has not run"
         if not self.ran: raise RuntimeError(f"the layer {self.name!r} did not run in the forward pass, so nothing was mixed: take another one")
 
-    def remove(self): self.handle.remove()
     def __reduce__(self): return getattr, (nullcontext(), '__exit__') # takes any arguments and returns None
 
 # %% ../nbs/02_callback.ipynb #d347fbf9
-class _Guard:
-    "`learn.one_batch`, with the mix undone however the batch ends"
-    def __init__(self, mixer):
-        self.mixer, self.learn = mixer, mixer.learn
-        self.remove(self.learn)
-        self.one_batch, self.before = self.learn.one_batch, vars(self.learn).get('one_batch')
-        self.learn.one_batch = self
+_one_batch = getattr(Learner.one_batch, '__wrapped__', Learner.one_batch) # once, also when this module is reloaded
 
-    def __call__(self, i, b):
-        try: self.one_batch(i, b)
-        finally: self.mixer.undo()
+@wraps(_one_batch)
+def _end_mixes(self, i, b):
+    cbs = list(self.cbs)
+    try: return _one_batch(self, i, b)
+    finally:
+        for cb in {*cbs, *self.cbs}: # also one that was removed or added in the middle of the batch
+            if isinstance(cb, Mixer): cb.undo()
+        if isinstance(self.loss_func, MixLoss): self.loss_func = self.loss_func.restore()
 
-    @staticmethod
-    def remove(learn):
-        "Take a guard off `learn`, if there is one"
-        guard = vars(learn).get('one_batch')
-        if not isinstance(guard, _Guard): return
-        if guard.before: learn.one_batch = guard.before
-        else: del learn.one_batch
-
-    def __reduce__(self): return noop, (self.one_batch,)
+Learner.one_batch = _end_mixes
 
 # %% ../nbs/02_callback.ipynb #6a2f55c3
 def _real(name, value, low, high, hint=''):
@@ -229,6 +227,10 @@ class Mixer(Callback):
         self.mix = self.rng = self._switched = self._judged = self._hook = None
         self.weighted = ()
 
+    def __call__(self, event_name):
+        "Called by fastai for every event; not for one in which the mixer has just been removed"
+        if self.learn is not None: return super().__call__(event_name)
+
     # fastai looks each attribute up in the model first, to warn of shadowing: too slow for those that change with every batch
     __setattr__ = object.__setattr__
 
@@ -254,7 +256,7 @@ class Mixer(Callback):
         return self if on and (self.p == 1 or rng.random() < self.p) else None
 
     def prepare(self, learn):
-        "Called at the start of each fit: the time to refuse what cannot work"
+        "Called before each epoch's training: the time to refuse what cannot work"
 
     def place(self,
         learn, # The `Learner`
@@ -275,14 +277,13 @@ class Mixer(Callback):
 
 # %% ../nbs/02_callback.ipynb #5796d99b
 @patch
-def before_fit(self:Mixer):
-    "Refuse a second mixer, seed the generator at the first fit, and guard the batches"
+def before_train(self:Mixer):
+    "Refuse a second mixer, and seed the generator the first time"
     others = [cb for cb in self.learn.cbs if cb is not self and isinstance(cb, (Mixer, MixHandler))]
     if others: raise ValueError(f"{type(self).__name__} and {type(others[0]).__name__} on one Learner would mix what is mixed already. "
                                 "To draw one of several for each batch, use `MixChoice`, e.g. `MixChoice(MixUp(), CutMix())`")
     self.prepare(self.learn)
     if self.rng is None: self.rng = mix_rng(self.seed)
-    _Guard(self)
 
 @patch
 def before_batch(self:Mixer):
@@ -301,7 +302,9 @@ def before_batch(self:Mixer):
     if trial:
         mix, trial = mix.first(), can is None
         yb, weighted = mix_targets(mix, self.learn.yb)
-    if place: self._hook = LayerMix(*place, mix)
+    if place:
+        self._hook = LayerMix(*place, mix)
+        self._hook.attach()
     else: self.learn.xb = mix_inputs(mix, self.learn.xb)
     self.mix, self.weighted, self.learn.yb = mix, weighted, yb
     if any(weighted):
@@ -330,23 +333,18 @@ def _judge(self:Mixer, loss, verdict):
 
 @patch
 def undo(self:Mixer):
-    "End a mixed batch: take the hook off, and put the user's loss back"
+    "End a mixed batch: take the hook off, and put the user's loss back. Interrupted, it can be called again"
     if self._hook: self._hook.remove()
     self._hook = None
     if not self._switched: return
-    (learn, switched), self._switched = self._switched, None
+    learn, switched = self._switched
     loss = switched.restore()
     if learn.loss_func is switched: learn.loss_func = loss
+    self._switched = None
     if switched.separable is not None: self._judge(loss, switched.separable)
 
 for _event in ('after_batch', 'after_train', 'after_cancel_train', 'after_cancel_epoch', 'after_cancel_fit', 'before_validate'):
     setattr(Mixer, _event, Mixer.undo)
-
-@patch
-def after_fit(self:Mixer):
-    "End the last batch, and take the guard off"
-    self.undo()
-    _Guard.remove(self.learn)
 
 # %% ../nbs/02_callback.ipynb #7b0a5e7a
 @patch
@@ -449,6 +447,10 @@ class ManifoldMixUp(Mixer):
         return self._found[rng.integers(len(self._found))]
 
 # %% ../nbs/02_callback.ipynb #5c4b450c
+class _Parts(list):
+    "Mixers that show their arguments, as experiment loggers print them"
+    def __repr__(self): return ', '.join(f"{m}({', '.join(f'{k}={v!r}' for k, v in init_args(m).items())})" for m in self)
+
 class MixChoice(Mixer):
     "One of several mixers, drawn for each batch"
     def __init__(self,
@@ -461,7 +463,7 @@ class MixChoice(Mixer):
     ):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
         super().__init__(p=p, start=start, stop=stop, seed=seed)
-        mixers = [m() if isinstance(m, type) else m for m in mixers]
+        mixers = _Parts(m() if isinstance(m, type) else m for m in mixers)
         if not mixers: raise ValueError("MixChoice needs mixers to choose from, e.g. `MixChoice(MixUp(), CutMix())`")
         for m in mixers:
             if not isinstance(m, Mixer): raise TypeError(f"MixChoice chooses from fastmix's mixers; got {type(m).__module__}.{type(m).__name__}")

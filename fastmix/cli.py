@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mixers', 'archs', 'digit_defaults', 'photo_defaults', 'check_settings', 'check_out', 'replace_when_complete',
-           'describe', 'learner_maker', 'save_batch', 'fit', 'format_table', 'save_results', 'run', 'fail', 'main']
+           'describe', 'learner_maker', 'save_batch', 'train', 'format_table', 'save_results', 'run', 'fail', 'main']
 
 # %% ../nbs/06_cli.ipynb #56d9859e
 import warnings
@@ -167,7 +167,7 @@ def save_batch(
     plt.close()
 
 # %% ../nbs/06_cli.ipynb #edb2b987
-def fit(learn, epochs, lr, pretrained, **_):
+def train(learn, epochs, lr, pretrained, **_):
     "Train `learn`: `fine_tune` for pretrained weights, else `fit_one_cycle`"
     if pretrained: learn.fine_tune(epochs, lr)
     else: learn.fit_one_cycle(epochs, lr)
@@ -217,7 +217,7 @@ def run(
     with replace_when_complete(out) as folder, no_random(seed, reproducible=False):
         make_learner = learner_maker(images, settings)
         for arm, mixer in arms.items(): save_batch(arm_learner(make_learner, mixer, seed), folder/f'batch-{arm}.png')
-        comparison = compare(make_learner, arms, lambda learn: fit(learn, **settings), seed=seed)
+        comparison = compare(make_learner, arms, lambda learn: train(learn, **settings), seed=seed)
         save_results(comparison, settings, folder)
     print(format_table(comparison))
     print(f"\nwritten to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

@@ -27,7 +27,7 @@ class Mix:
         partner:Sequence|np.ndarray|Tensor, # `(n,)`: index in the batch of each sample's partner
     ):
         "Raises a `ValueError` if `lam` lies outside [0, 1], if a partner lies outside the batch, or if the two differ in length"
-        partner, lam = np.array(partner), np.array(lam, dtype=np.float32)
+        partner, lam = np.asarray(partner).copy(), np.asarray(lam, dtype=np.float32).copy()
         n = partner.size
         shift = int(partner.flat[0]) if n and partner.dtype.kind in 'iu' else None
         self.shift = shift if shift and partner.ndim == 1 and (partner == rotation(n, shift)).all() else None
@@ -110,10 +110,10 @@ class Paste(Mix):
         partner:Sequence|np.ndarray|Tensor, # `(n,)`: index in the batch of each sample's partner
     ):
         "Raises a `ValueError` if the region does not lie within `size`"
-        self.region, self.size, d = np.array(region), tuple(size), len(size)
-        if not 1 <= d <= 3: raise ValueError(f"`size` must have 1 to 3 spatial dimensions; got {self.size}")
-        if self.region.shape not in ((d, 2), (len(partner), d, 2)):
-            raise ValueError(f"`region` must have shape ({d}, 2), or ({len(partner)}, {d}, 2) for one per sample; got {self.region.shape}")
+        self.region, self.size, d = np.asarray(region).copy(), tuple(size), len(size)
+        if not 1 <= d <= 3 or min(size) < 1: raise ValueError(f"`size` must be 1 to 3 spatial sizes, none of them 0; got {self.size}")
+        if self.region.shape not in ((d, 2), (len(partner), d, 2)) or self.region.dtype.kind not in 'iu':
+            raise ValueError(f"`region` must hold whole numbers, in the shape ({d}, 2), or ({len(partner)}, {d}, 2) for one per sample; got {self.region.dtype}, {self.region.shape}")
         low, high = self.region[..., 0], self.region[..., 1]
         if not ((low >= 0) & (low <= high) & (high <= self.size)).all():
             raise ValueError(f"`region` must lie within the size {self.size}; got {self.region.tolist()}")

@@ -113,10 +113,9 @@ def show_mix(
     mixed = _decode(dl, (*mix_inputs(mix, xb), *yb), n)
     partners = _decode(dl, (*xb, *(mix.others(y) for y in yb)), n)
     axes = get_grid(n, nrows, ncols, figsize=figsize, **kwargs)
-    lams = mix.lam.expand(mix.n).tolist()
-    for ax, sample, partner, lam in zip(axes, mixed, partners, lams):
-        title = mix_title(lam, label_of(sample[n_inp:]), label_of(partner[n_inp:]))
-        _show(sample[0], ax)
-        width = 72*ax.figure.get_figwidth()*ax.get_position().width
-        ax.set_title(title, fontsize=min(12, 1.9*width/len(title)))
+    titles = [mix_title(lam, label_of(own[n_inp:]), label_of(partner[n_inp:]))
+              for lam, own, partner in zip(mix.lam.expand(mix.n).tolist(), mixed, partners)]
+    width = 72*axes[0].figure.get_figwidth()*axes[0].get_position().width # of one image, in points
+    for ax, sample, title in zip(axes, mixed, titles):
+        _show(sample[0], ax).set_title(title, fontsize=min(12, 1.85*width/max(map(len, titles))))
     return axes

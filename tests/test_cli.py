@@ -132,7 +132,7 @@ def test_pretrained_weights_are_fine_tuned():
         def fit_one_cycle(self, epochs, lr): self.called = ('fit_one_cycle', epochs, lr)
     learn = Learner()
     for pretrained, method in {True: 'fine_tune', False: 'fit_one_cycle'}.items():
-        cli.fit(learn, epochs=3, lr=0.1, pretrained=pretrained, size=8)
+        cli.train(learn, epochs=3, lr=0.1, pretrained=pretrained, size=8)
         assert learn.called == (method, 3, 0.1)
 
 

@@ -55,7 +55,10 @@ def paste_each(t, region, partner):
     return out
 
 
-def same_layout(a, b): return all(s == t for s, t, size in zip(a.stride(), b.stride(), b.shape) if size > 1)
+def kept(out, t, path, layout):
+    "Are dtype, shape and strides kept? Off the way of the mixers, through torch's own operations, the strides of torch's memory formats"
+    strides = path == 'rotation' or layout in ('contiguous', 'a slice') or (layout == 'channels last' and t.ndim > 3)
+    return out.dtype == t.dtype and out.shape == t.shape and not (strides and any(a != b for a, b, size in zip(out.stride(), t.stride(), t.shape) if size > 1))
 
 
 @given(n=st.integers(2, 9), size=sizes, dtype=st.sampled_from(floats+whole), layout=layouts, path=paths, per_sample=st.booleans(), alpha=alphas, seed=seeds)
@@ -67,7 +70,7 @@ def test_paste(n, size, dtype, layout, path, per_sample, alpha, seed):
     out = on_path(mix, t, path)
     assert torch.equal(out, paste_each(t, region, partner))
     assert torch.equal(t, before) and t._version == 0 and out.data_ptr() != t.data_ptr()
-    assert out.dtype == dtype and out.shape == t.shape and same_layout(out, t)
+    assert kept(out, t, path, layout)
 
 
 @given(n=st.integers(2, 9), size=sizes, dtype=st.sampled_from(floats), layout=layouts, path=paths, per_sample=st.booleans(), alpha=alphas, seed=seeds)
@@ -81,7 +84,7 @@ def test_blend(n, size, dtype, layout, path, per_sample, alpha, seed):
     expected = share*own + (1-share)*own[torch.as_tensor(partner)]
     torch.testing.assert_close(out.detach().double(), expected, rtol=0, atol=200*max(2*torch.finfo(dtype).eps, 1e-7))
     assert torch.equal(t, before) and t._version == 0 and out.data_ptr() != t.data_ptr()
-    assert out.dtype == dtype and out.shape == t.shape and same_layout(out, t)
+    assert kept(out, t, path, layout)
 
 
 @pytest.mark.parametrize('dtype', floats, ids=str)
