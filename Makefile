@@ -7,7 +7,7 @@ export PYTHONPATH := $(CURDIR)
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test prep readme bench
+.PHONY: help env demo test prep readme rows bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ prep: env ## clean the notebooks, export the modules, write README.md
 
 readme: env ## write README.md from its notebook
 	@python tools/readme.py
+
+rows: env ## run every row on fastmix and on fastai's own callbacks, and write the page that compares them
+	@python tools/rows_page.py
 
 bench: env ## measure the speed of a mixing step beside other libraries
 	@set -e; for script in bench/*.py; do echo "== $$script"; python "$$script"; done

@@ -75,6 +75,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'fastmix.cli.run': ('cli.html#run', 'fastmix/cli.py'),
                              'fastmix.cli.save_batch': ('cli.html#save_batch', 'fastmix/cli.py'),
                              'fastmix.cli.save_results': ('cli.html#save_results', 'fastmix/cli.py'),
+                             'fastmix.cli.torch_threads': ('cli.html#torch_threads', 'fastmix/cli.py'),
                              'fastmix.cli.train': ('cli.html#train', 'fastmix/cli.py')},
             'fastmix.compare': { 'fastmix.compare.Comparison': ('compare.html#comparison', 'fastmix/compare.py'),
                                  'fastmix.compare.Comparison.plot': ('compare.html#comparison.plot', 'fastmix/compare.py'),

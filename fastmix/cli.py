@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['mixers', 'archs', 'digit_defaults', 'photo_defaults', 'check_settings', 'check_out', 'replace_when_complete',
-           'describe', 'learner_maker', 'save_batch', 'train', 'format_table', 'save_results', 'run', 'fail', 'main']
+           'describe', 'learner_maker', 'save_batch', 'torch_threads', 'train', 'format_table', 'save_results', 'run',
+           'fail', 'main']
 
 # %% ../nbs/06_cli.ipynb #56d9859e
 import warnings
@@ -166,6 +167,17 @@ def save_batch(
     plt.savefig(path, dpi=120, bbox_inches='tight')
     plt.close()
 
+# %% ../nbs/06_cli.ipynb #63721d3f
+@contextmanager
+def torch_threads(
+    n: int, # threads, 1 or more
+):
+    "Inside, torch works with `n` threads"
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(before)
+
 # %% ../nbs/06_cli.ipynb #edb2b987
 def train(learn, epochs, lr, pretrained, **_):
     "Train `learn`: `fine_tune` for pretrained weights, else `fit_one_cycle`"
@@ -214,7 +226,8 @@ def run(
     images = get_images(data, seed)
     print(describe(images, settings), end='\n\n')
     arms = {mix: mixers[mix] for mix in settings['mixes']}
-    with replace_when_complete(out) as folder, no_random(seed, reproducible=False):
+    threads = 1 if settings['arch'] == 'small' else torch.get_num_threads()
+    with replace_when_complete(out) as folder, no_random(seed, reproducible=False), torch_threads(threads):
         make_learner = learner_maker(images, settings)
         for arm, mixer in arms.items(): save_batch(arm_learner(make_learner, mixer, seed), folder/f'batch-{arm}.png')
         comparison = compare(make_learner, arms, lambda learn: train(learn, **settings), seed=seed)

@@ -19,8 +19,15 @@ def results(): return script['run']()
 def test_every_row_holds(results): assert {row.text: ours for row, ours, _ in results if ours != 'holds'} == {}
 
 
+def verdicts(page):
+    "The rows of a page and what holds; the words of an error change with the versions of torch and fastai"
+    lines = [re.split(r'(?<!\\)\|', line) for block in page for line in block.splitlines() if line.startswith('|')]
+    return [(row, ours == ' holds ', theirs == ' holds ', link) for _, row, ours, theirs, link, _ in lines]
+
+
 def test_the_page_is_up_to_date(results):
-    assert [cell.source for cell in read_nb(script['notebook']).cells] == script['page'](results), 'run tools/rows_page.py'
+    written = verdicts(cell.source for cell in read_nb(script['notebook']).cells)
+    assert len(written) > len(rows) and written == verdicts(script['page'](results)), 'run `make rows`'
 
 
 def slugs(notebook):

@@ -23,7 +23,7 @@ intro = """# Row by row
 
 Each row is a small check that is run twice, on fastmix and on fastai's own `MixUp` and `CutMix`. It reads λ and the partners off the mixed batch and computes the loss by hand. "holds" means that the check passed; anything else is the first line of what went wrong. The last column leads to the lesson or the tests that show the row at length.
 
-The checks are in `tests/rows.py`, and this page is written by `python tools/rows_page.py`; a test fails when it is out of date."""
+The checks are in `tests/rows.py`, and this page is written by `make rows`; a test fails when it is out of date."""
 
 
 def run():
