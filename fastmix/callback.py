@@ -187,9 +187,9 @@ def _end_mixes(self, i, b):
 Learner.one_batch = _end_mixes
 
 # %% ../nbs/02_callback.ipynb #6a2f55c3
-def _real(name, value, low, high, hint=''):
+def _real(name, value, low, high):
     "Raise unless `value` is a number in [low, high]"
-    wanted = f"`{name}` must be a number from {low} to {high}{hint}; got {value!r}"
+    wanted = f"`{name}` must be a number from {low} to {high}; got {value!r}"
     if not isinstance(value, Real) or isinstance(value, bool): raise TypeError(wanted)
     if not low <= value <= high: raise ValueError(wanted)
 
