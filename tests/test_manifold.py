@@ -140,6 +140,7 @@ def test_other_targets(target):
 
 @pytest.mark.parametrize('arch, stages', [(resnet18, ['4', '5', '6', '7']), (xresnet18, ['4', '5', '6', '7'])], ids=['resnet', 'xresnet'])
 def test_stages_of_a_vision_model_are_found(arch, stages):
+    torch.manual_seed(0)
     block = DataBlock((ImageBlock, CategoryBlock), getters=[lambda i: (255*samples(20, (32, 32))[0][i].repeat(2, 1, 1)[:3]).byte().permute(1, 2, 0).numpy(),
                                                             lambda i: i % 3], splitter=IndexSplitter(range(4)))
     learn = vision_learner(block.dataloaders(range(20), bs=4, num_workers=0), arch, pretrained=False, normalize=False, ps=0., lin_ftrs=[8],
@@ -148,10 +149,10 @@ def test_stages_of_a_vision_model_are_found(arch, stages):
     body, head = learn.model.train()
     named, seen = {id(module): name for name, module in body.named_children()}, set()
     assert mixing_layers(learn.model) == ['input', *(f'0.{stage}' for stage in stages)]
-    for row in spy.rows:
+    for row in spy.rows: # the tolerance: batch normalisation over four small images blows rounding up
         layer = named[id(row.hooked[0])] if row.hooked else 'input'
         k = [*named.values()].index(layer) if row.hooked else 0
-        with torch.no_grad(): assert_close(row.pred, head(body[k:](mixed(row.mix, body[:k](row.own[0])))), rtol=1e-3, atol=1e-4)
+        with torch.no_grad(): assert_close(row.pred, head(body[k:](mixed(row.mix, body[:k](row.own[0])))), rtol=1e-2, atol=1e-3)
         seen.add(layer)
     assert len(seen) >= 3 and 'input' in seen
 
@@ -346,6 +347,7 @@ def test_where_a_hook_would_not_work(wrap):
 def test_the_input_of_a_compiled_model_can_be_mixed(mixer):
     def compilations(*cbs):
         "How often a model is compiled in two epochs"
+        torch._dynamo.reset() # what other tests compiled counts towards its limit
         inner, graphs = net(), []
         def backend(graph, _):
             graphs.append(graph)
@@ -353,4 +355,4 @@ def test_the_input_of_a_compiled_model_can_be_mixed(mixer):
         learner([*cbs, spy := Watch()], model=torch.compile(inner, backend=backend), dls=loaders(samples(40))).fit(2, lr=0)
         for row in spy.rows: assert_close(row.pred, by_hand(row, inner, 0) if cbs else inner(row.own[0]))
         return len(graphs)
-    assert compilations(mixer(seed=1)) == compilations()
+    assert compilations(mixer(seed=1)) == compilations() > 0
