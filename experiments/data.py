@@ -1,0 +1,96 @@
+"""The data of the experiments, whole in memory, from the folder that the variable FASTMIX_DATA names."""
+import gzip
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+
+def folder(name):
+    "The folder of one data set"
+    root = os.environ.get('FASTMIX_DATA')
+    if not root: sys.exit('FASTMIX_DATA must name the folder that holds the data sets')
+    path = Path(root)/name
+    if not path.is_dir(): sys.exit(f'{path} is missing')
+    return path
+
+
+def fashion(part):
+    "Fashion-MNIST, `part` train or t10k: images `(n, 1, 28, 28)` in 0..255, classes `(n,)`"
+    def read(kind, header):
+        with gzip.open(folder('fashion-mnist')/f'{part}-{kind}-ubyte.gz') as file: return np.frombuffer(file.read(), np.uint8, offset=header).copy()
+    return torch.from_numpy(read('images-idx3', 16)).view(-1, 1, 28, 28), torch.from_numpy(read('labels-idx1', 8)).long()
+
+
+def cifar(part):
+    "CIFAR-10 in its JPEG copy, `part` train or test: images `(n, 3, 32, 32)` in 0..255, classes `(n,)`"
+    packed = np.load(folder('cifar10')/'cifar10_jpeg_packed.npz')
+    content, ends = packed[f'jpeg_{part}'], packed[f'offsets_{part}']
+    images = [np.asarray(Image.open(io.BytesIO(content[a:b].tobytes())).convert('RGB')) for a, b in zip(ends, ends[1:])]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(packed[f'y_{part}']).long()
+
+
+def clothing(part, size=32):
+    "The clothing photographs, `part` train, validation or test: images `(n, 3, size, size)` in 0..255, classes `(n,)`"
+    root = folder('clothing-small-160')/part
+    paths = sorted(root.rglob('*.jpg'))
+    names = sorted({path.parent.name for path in paths})
+    images = [np.asarray(Image.open(path).convert('RGB').resize((size, size), Image.BILINEAR)) for path in paths]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor([names.index(path.parent.name) for path in paths])
+
+
+def split(images, classes, n_valid, seed=0):
+    "Training and validation part, drawn once for all arms and seeds"
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(classes)))
+    train, valid = order[n_valid:], order[:n_valid]
+    return (images[train], classes[train]), (images[valid], classes[valid])
+
+
+def per_class(images, classes, n, seed):
+    "The first `n` samples of every class in an order that `seed` shuffles, or all where there are fewer"
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(classes)))
+    chosen = torch.cat([order[classes[order] == label][:n] for label in classes.unique()])
+    return images[chosen], classes[chosen]
+
+
+def wrong_labels(classes, share, seed, n_classes=10):
+    "Replace `share` of the classes, each by one of the others"
+    rng, classes = np.random.default_rng(seed), classes.clone()
+    chosen = torch.from_numpy(rng.permutation(len(classes))[:round(share*len(classes))])
+    classes[chosen] = (classes[chosen] + torch.from_numpy(rng.integers(1, n_classes, len(chosen)))) % n_classes
+    return classes
+
+
+def crop_and_flip(x):
+    "Every image moved by up to four pixels, and half of them mirrored; drawn from torch's global generator"
+    n, size = len(x), x.shape[-1]
+    padded, shift = F.pad(x, [4]*4), torch.randint(0, 9, (2, n, 1))
+    rows, columns = shift + torch.arange(size)
+    columns = torch.where(torch.rand(n, 1) < .5, columns.flip(1), columns)
+    return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class MemoryLoader(DataLoader):
+    "Takes whole batches out of tensors, in the order that fastai's `DataLoader` draws; `passes` times through them is an epoch"
+    def __init__(self, images, classes, bs=64, shuffle=False, augment=None, passes=1):
+        self.images, self.classes, self.augment, self.passes = images, classes, augment, passes
+        super().__init__(TensorDataset(images, classes), bs=bs, shuffle=shuffle, drop_last=shuffle, num_workers=0, n=len(images)*passes)
+
+    def create_batches(self, samples):
+        for batch in self.chunkify(iter(samples)):
+            index = torch.as_tensor(batch) % len(self.images)
+            x = self.images[index].float().div_(255)
+            yield self.augment(x) if self.augment else x, self.classes[index]
+
+
+def loaders(train, valid, bs=64, **kwargs):
+    "`DataLoaders` of images in 0..1; `kwargs` are for training"
+    return DataLoaders(MemoryLoader(*train, bs=bs, shuffle=True, **kwargs), MemoryLoader(*valid, bs=250))

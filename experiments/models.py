@@ -1,0 +1,53 @@
+"""The networks of the experiments, in the settings of their sources."""
+import torch
+from torch import nn
+
+
+def like_keras(model):
+    "Glorot's uniform weights and zero biases, which Keras begins with"
+    for layer in model.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return model
+
+
+def keras_cnn(n_classes=10):
+    "The network of Keras's mixup example, for grey images of 28×28"
+    return like_keras(nn.Sequential(
+        nn.Conv2d(1, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(.2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 128), nn.ReLU(), nn.Linear(128, n_classes)))
+
+
+def mlp(n_classes=10):
+    "Two hidden layers of 512 units on grey images of 28×28: enough to learn ten thousand labels by heart"
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, n_classes))
+
+
+class Block(nn.Module):
+    "Two 3×3 convolutions around which the input passes by"
+    def __init__(self, n_in, n_out, stride=1):
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(n_in, n_out, 3, stride, 1), nn.BatchNorm2d(n_out), nn.ReLU(),
+                                   nn.Conv2d(n_out, n_out, 3, 1, 1), nn.BatchNorm2d(n_out))
+        self.short = nn.Identity() if stride == 1 and n_in == n_out else nn.Conv2d(n_in, n_out, 1, stride)
+
+    def forward(self, x): return torch.relu(self.convs(x) + self.short(x))
+
+
+class LowPrecision(nn.Sequential):
+    "Layers that calculate in bfloat16 where torch holds that to be safe, on CPU and GPU"
+    def forward(self, x):
+        with torch.autocast(x.device.type, torch.bfloat16): return super().forward(x).float()
+
+
+def resnet20(n_classes=10):
+    "The ResNet-20 of Keras's CutMix example, for colour images of 32×32"
+    blocks = [Block(n_in, n_out, stride) for n_in, n_out, stride in
+              [(16, 16, 1), (16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 64, 1)]]
+    model = LowPrecision(nn.Conv2d(3, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU(), *blocks,
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, n_classes))
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d): nn.init.kaiming_normal_(layer.weight)
+        if isinstance(layer, (nn.Conv2d, nn.Linear)): nn.init.zeros_(layer.bias)
+    return model.to(memory_format=torch.channels_last)

@@ -1,0 +1,116 @@
+"""The reference experiments. `python experiments/run.py NAME …` runs those named, without a name all of them.
+
+Each writes into its own folder of nbs/experiments/results: what is there already is not trained again, so that it can be
+stopped at any time, and takes up more seeds with `--seeds`.
+"""
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from fastai.callback import schedule  # noqa: F401 (gives Learner its fit_one_cycle)
+from fastai.learner import Learner
+from fastai.metrics import accuracy
+from fastai.optimizer import Adam
+from fastprogress import fastprogress
+from torch import nn
+
+root = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(root), str(root/'experiments')]
+
+from data import cifar, crop_and_flip, fashion, loaders, per_class, split, wrong_labels  # noqa: E402
+from models import keras_cnn, mlp, resnet20  # noqa: E402
+
+from fastmix.callback import CutMix, MixChoice, MixUp  # noqa: E402, after the path to it
+from fastmix.compare import compare  # noqa: E402
+
+results = root/'nbs/experiments/results'
+keras_adam = partial(Adam, sqr_mom=.999, eps=1e-7, wd=0.)
+four_arms = {'none': None, 'MixUp': MixUp(.2), 'CutMix': CutMix(1.), 'MixChoice': MixChoice(MixUp(.2), CutMix(1.))}
+
+
+def right(model, images, classes): return model(images).argmax(1) == classes
+
+
+def attacked(model, images, classes, step):
+    "Every pixel moved by `step` in the direction that raises the loss: FGSM (arXiv 1412.6572)"
+    images = images.clone().requires_grad_()
+    gradient, = torch.autograd.grad(F.cross_entropy(model(images), classes), images)
+    return (images + step*gradient.sign()).clamp(0, 1).detach()
+
+
+def test_scores(learn, test, steps=(1, 2, 4, 8), n_attacked=2000):
+    "Accuracy on the test images, and on the first of them under attack; a step of 1 is 1/255 of the range"
+    model, (images, classes) = learn.model.eval(), test
+    with torch.no_grad():
+        scores = {'test_accuracy': torch.cat([right(model, x.float()/255, y) for x, y in zip(images.split(250), classes.split(250))]).float().mean()}
+    pairs = [(x.float()/255, y) for x, y in zip(images[:n_attacked].split(250), classes[:n_attacked].split(250))]
+    for step in steps:
+        scores[f'fgsm_{step}'] = torch.cat([right(model, attacked(model, x, y, step/255), y) for x, y in pairs]).float().mean()
+    return scores
+
+
+def learner(dls, make_model): return Learner(dls, make_model(), loss_func=nn.CrossEntropyLoss(), opt_func=keras_adam, metrics=accuracy)
+
+
+def run(name, make_learner, arms, fit, seeds, test=None, **settings):
+    "One comparison in its own folder"
+    print(f'== {name}', flush=True)
+    compare(make_learner, arms, fit, seeds, 0, results/name, settings, test and partial(test_scores, test=test))
+
+
+def fashion_mnist(seeds):
+    "Keras's mixup example: a small network, ten epochs"
+    train, valid = split(*fashion('train'), 2000)
+    dls = loaders(train, valid)
+    run('fashion', lambda: learner(dls, keras_cnn), four_arms, lambda learn: learn.fit(10, 1e-3), seeds, fashion('t10k'))
+
+
+def few_labels(seeds):
+    "The same network on few images per class, 20 epochs of about 6,000 samples each"
+    images, valid = split(*fashion('train'), 2000)
+    for n in (10, 30, 100, 300):
+        dls = loaders(per_class(*images, n, seed=0), valid, passes=6000 // (10*n))
+        run(f'few-fashion-{n}', lambda: learner(dls, keras_cnn), four_arms, lambda learn: learn.fit(20, 1e-3), seeds,
+            fashion('t10k'), per_class=n)
+
+
+def wrong(seeds):
+    "A network that can learn by heart, on 10,000 images of which some have wrong labels; validated on clean test images"
+    (images, classes), _ = split(*fashion('train'), 50000)
+    for share in (.2, .5, .8):
+        dls = loaders((images, wrong_labels(classes, share, seed=0)), fashion('t10k'))
+        run(f'wrong-fashion-{share:.0%}'.rstrip('%'), lambda: learner(dls, mlp), four_arms, lambda learn: learn.fit(40, 1e-3), seeds, wrong=share)
+
+
+def cifar_keras(seeds):
+    "Keras's CutMix example: ResNet-20, 15 epochs, L2 on the weights; validated on the test images, of which nothing is chosen"
+    l2_adam = partial(Adam, sqr_mom=.999, eps=1e-7, wd=2e-4, decouple_wd=False)
+    dls = loaders(cifar('train'), cifar('test'), bs=32)
+    run('cifar-keras', lambda: Learner(dls, resnet20(), loss_func=nn.CrossEntropyLoss(), opt_func=l2_adam, metrics=accuracy),
+        {'none': None, 'CutMix': CutMix(.25)}, lambda learn: learn.fit(15, 1e-3), seeds, cifar('test'), precision='bfloat16')
+
+
+def cifar_schedule(seeds):
+    "The same network and epochs with one cycle, crops and flips"
+    dls = loaders(cifar('train'), cifar('test'), bs=128, augment=crop_and_flip)
+    run('cifar-schedule', lambda: Learner(dls, resnet20(), loss_func=nn.CrossEntropyLoss(), metrics=accuracy),
+        {'none': None, 'CutMix': CutMix(.25), 'MixUp': MixUp(.2)}, lambda learn: learn.fit_one_cycle(15, 1e-2), seeds, cifar('test'), precision='bfloat16')
+
+
+experiments = dict(fashion=fashion_mnist, few=few_labels, wrong=wrong, cifar_keras=cifar_keras, cifar_schedule=cifar_schedule)
+default_seeds = dict(fashion=5)
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('names', nargs='*', metavar='NAME', help=f"of {', '.join(experiments)}")
+    parser.add_argument('--seeds', type=int, help='per arm (default: 5 for fashion, else 3)')
+    parser.add_argument('--threads', type=int, default=1, help='of torch (default: 1)')
+    given = parser.parse_args()
+    unknown = [name for name in given.names if name not in experiments]
+    if unknown: parser.error(f'unknown experiment {unknown[0]}: choose from {", ".join(experiments)}')
+    torch.set_num_threads(given.threads)
+    fastprogress.NO_BAR = not sys.stdout.isatty()
+    for name in given.names or experiments: experiments[name](given.seeds or default_seeds.get(name, 3))
