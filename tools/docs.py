@@ -28,7 +28,7 @@ settings = Config.find('settings.ini', root)
 texts = 'CHANGELOG.md', 'CONTRIBUTING.md'  # of the root of the repository, pages as they are
 
 
-def heading(notebook):
+def title_and_summary(notebook):
     "A notebook's title, and the sentence under it"
     text = next(cell.source for cell in read_nb(notebook).cells if cell.cell_type == 'markdown')
     found = re.match(r'# (.+?)\n+> (.+?)(\n|$)', text)
@@ -59,37 +59,46 @@ def run(names, folder):
     return found
 
 
+class Addresses:
+    "Where in the folder `docs` the page of each file is; other files of the repository get one when a link leads to them"
+    def __init__(self, docs):
+        self.docs, self.sources = docs, {}
+        self.pages = {notebook: docs/nbpath2html(notebook.relative_to(config.nbs_path)).with_suffix('.md') for notebook in notebooks()}
+        self.texts = {root/name: docs/name.lower() for name in texts}
+        self.fixed = self.pages | self.texts | {root/'README.md': docs/'index.md'}
+
+    def __call__(self, file, anchor):
+        if file in self.fixed: return self.fixed[file], anchor
+        name = file.relative_to(root).as_posix()
+        if config.git_url: return f'{config.git_url}/blob/{config.branch}/{name}', anchor
+        self.sources[file] = self.docs/'source'/f'{name}.md'
+        return self.sources[file], re.sub(r'^L(\d+)$', r'__codelineno-0-\1', anchor)
+
+
+def source_page(file):
+    "A file as a page with numbered lines, which the search passes over"
+    lexer = find_lexer_class_for_filename(file.name)
+    return (f'---\nsearch:\n  exclude: true\nhide: [toc, navigation]\n---\n# {file.relative_to(root)}\n\n'
+            f'``````{{ .{lexer.aliases[0] if lexer else "text"} linenums="1" }}\n{file.read_text()}\n``````\n')
+
+
 def write_pages(docs, runs):
     "Every page of the site as Markdown in the folder `docs`; its navigation"
-    pages = {notebook: docs/nbpath2html(notebook.relative_to(config.nbs_path)).with_suffix('.md') for notebook in notebooks()}
-    texts_of = {root/name: docs/name.lower() for name in texts}
-    sources = {}
-
-    def target(file, anchor):
-        if file == root/'README.md': file = config.nbs_path/'index.ipynb'
-        if file in pages: return pages[file], anchor
-        if file in texts_of: return texts_of[file], anchor
-        if config.git_url: return f'{config.git_url}/blob/{config.branch}/{file.relative_to(root).as_posix()}', anchor
-        sources[file] = docs/'source'/f'{file.relative_to(root)}.md'
-        return sources[file], re.sub(r'^L(\d+)$', r'__codelineno-0-\1', anchor)
-
-    for notebook, page in pages.items():
+    addresses = Addresses(docs)
+    for notebook, page in addresses.pages.items():
         page.parent.mkdir(parents=True, exist_ok=True)
-        try: write_page(notebook, page, page.parent/'images', target, runs.get(notebook))
+        try: write_page(notebook, page, page.parent/'images', addresses, runs.get(notebook))
         except Exception as error:
             error.add_note(f'in {notebook}')
             raise
-        title, summary = (json.dumps(text.replace('`', '')) for text in heading(notebook))
+        title, summary = (json.dumps(text.replace('`', '')) for text in title_and_summary(notebook))
         page.write_text(f'---\ntitle: {title}\ndescription: {summary}\n---\n{page.read_text()}')
-    for file, page in texts_of.items(): page.write_text(relink(file.read_text(), root, page, target))
-    for file, page in sources.items():
+    for file, page in addresses.texts.items(): page.write_text(relink(file.read_text(), root, page, addresses))
+    for file, page in addresses.sources.items():
         page.parent.mkdir(parents=True, exist_ok=True)
-        lexer = find_lexer_class_for_filename(file.name)
-        language = lexer.aliases[0] if lexer else 'text'
-        page.write_text(f'---\nsearch:\n  exclude: true\nhide: [toc, navigation]\n---\n# {file.relative_to(root)}\n\n'
-                        f'``````{{ .{language} linenums="1" }}\n{file.read_text()}\n``````\n')
+        page.write_text(source_page(file))
 
-    def entry(notebook): return {heading(notebook)[0].replace('`', ''): str(pages[notebook].relative_to(docs))}
+    def entry(notebook): return {title_and_summary(notebook)[0].replace('`', ''): str(addresses.pages[notebook].relative_to(docs))}
 
     return [{'Home': 'index.md'}, *({title: [entry(o) for o in inside]} for title, inside in sections().items()),
             {'Project': [{name.removesuffix('.md').capitalize(): name.lower()} for name in texts]}]
@@ -112,15 +121,15 @@ def build(work):
     return work/'site'
 
 
-def swap(new, folder):
-    "Put the folder `new` in the place of `folder`, of which nothing is left"
-    old = new.with_name('old')
-    if folder.exists(): folder.rename(old)
-    new.rename(folder)
+def main(folder):
+    "Build the site beside `folder`, and put it in its place only when it is complete"
+    with tempfile.TemporaryDirectory(prefix='.site-', dir=folder.parent) as work:
+        site = build(Path(work))
+        if folder.exists(): folder.rename(site.with_name('old'))
+        site.rename(folder)
+    print(f'The site is in {os.path.relpath(folder)}/: open {os.path.relpath(folder/"index.html")}')
 
 
 if __name__ == '__main__':
     warnings.filterwarnings('error', category=UserWarning, module='nbdev|fastcore')
-    folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else settings.path('site_folder')
-    with tempfile.TemporaryDirectory(prefix='.site-', dir=folder.parent) as work: swap(build(Path(work)), folder)
-    print(f'The site is in {os.path.relpath(folder)}/: open {os.path.relpath(folder/"index.html")}')
+    main(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else settings.path('site_folder'))

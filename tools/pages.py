@@ -3,9 +3,11 @@ import ast
 import base64
 import os
 import re
-from functools import cache, partial
+from functools import cache
 from html import escape
-from inspect import Parameter, isclass, isfunction, isroutine
+from importlib import import_module
+from inspect import Parameter, isclass, isroutine
+from operator import attrgetter
 from pathlib import Path
 from runpy import run_path
 
@@ -15,8 +17,8 @@ from fastcore.nbio import mk_cell, read_nb
 from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import NbdevLookup, nbglob, patch_name
 from nbdev.frontmatter import FrontmatterProc
+from nbdev.process import Processor
 from nbdev.processors import FilterDefaults, add_links, add_show_docs, exec_show_docs, insert_warning
-from nbdev.showdoc import show_doc
 
 root = Path(__file__).resolve().parent.parent
 config = get_config(root)
@@ -48,7 +50,7 @@ def definitions(module):
 
 def has_entry(name, node):
     "A class and a function have an entry, a method where it has a docstring"
-    return '.' not in name or ('.__' not in name and ast.get_docstring(node) is not None)
+    return '.' not in name or ('._' not in name and ast.get_docstring(node) is not None)
 
 
 def module_of(nb):
@@ -110,69 +112,44 @@ def parameter_table(sym):
     return '\n'.join(f'| {" | ".join(row)} |' for row in [*head, *rows])
 
 
-class Entry(MarkdownRenderer):
-    "The entry of a public name: signature, docstring, parameters; for a class its methods that have a docstring, too"
-    def __init__(self, sym, name=None, title_level=3, **place):
-        super().__init__(sym, name=name, title_level=title_level)
-        self.place = place
-        self.text = self.write()  # here, not when it is displayed: the shell would hide an error
-
-    def methods(self):
-        for name, method in vars(self.sym).items():
-            if isinstance(method, (classmethod, staticmethod)): method = method.__func__
-            if name[0] != '_' and (isfunction(method) or isinstance(method, property)) and method.__doc__:
-                yield Entry(method, f'{self.nm}.{name}', self.title_level + 1, **self.place).text
-
-    def write(self):
-        parts = [heading(self.nm, self.title_level, **self.place)]
-        if self.sig: parts.append(signature(self.nm, self.sig))
-        parts.append(self.docs)
-        if isclass(self.sym):
-            bases = [f'`{base.__name__}`' for base in self.sym.__bases__ if base is not object]
-            if bases: parts.append(f'Extends {" and ".join(bases)}.')
-        parts.append(parameter_table(self.sym))
-        if isclass(self.sym): parts += self.methods()
-        return '\n\n'.join(part for part in parts if part)
-
-    def _repr_markdown_(self): return self.text
+def entry(sym, name, level, **place):
+    "The entry of a class or function: signature, docstring, arguments; of a class its methods that have a docstring, too"
+    renderer = MarkdownRenderer(sym, name=name)
+    parts = [heading(name, level, **place), signature(name, renderer.sig) if renderer.sig else '', renderer.docs]
+    if isclass(sym):
+        bases = [f'`{base.__name__}`' for base in sym.__bases__ if base is not object]
+        if bases: parts.append(f'Extends {" and ".join(bases)}.')
+    parts.append(parameter_table(renderer.sym))
+    if isclass(sym):
+        written = [f'{name}.{node.name}' for node in definitions(place['module'])[name].body if isinstance(node, defining)]
+        parts += [entry(getattr(sym, part.rpartition('.')[2]), part, level + 1, **place) for part in written
+                  if has_entry(part, definitions(place['module'])[part])]
+    return '\n\n'.join(part for part in parts if part)
 
 
-class add_entries(add_show_docs):
-    "nbdev's, in the order of the cell, and with an entry for each public value"
+class add_entries(Processor):
+    "An entry below each exported cell for every public name that it defines, values included"
     def begin(self):
-        super().begin()
-        cells = self.nb.cells
-        for cell in [cell for cell in cells if cell.cell_type == 'code' and 'export' in cell.directives_]:
-            start = end = 1 + next(i for i, other in enumerate(cells) if other is cell)
-            while end < len(cells) and hasattr(cells[end], 'has_sd'): end += 1
-            made = {entry.source: entry for entry in cells[start:end]}
-            cells[start:end] = [entry for node in ast.parse(cell.source).body for entry in self.entries(cell, node, made)]
+        exported = [cell for cell in self.nb.cells if cell.cell_type == 'code' and 'export' in cell.directives_]
+        if not exported: return
+        file = module_of(self.nb)
+        module = import_module('.'.join(file.relative_to(config.lib_path.parent).with_suffix('').parts))
+        for cell in reversed(exported):
+            texts = [self.text(cell, node, name, module, module=file, folder=self.nb.path_.parent)
+                     for node in ast.parse(cell.source).body for name in names_defined(node)
+                     if name[0] != '_' and '._' not in name and has_entry(name, node)]
+            self.nb.cells[cell.idx_ + 1:cell.idx_ + 1] = [mk_cell(text, 'markdown') for text in texts]
 
-    def entries(self, cell, node, made):
-        "The entries of what one statement of a cell defines"
-        for name in names_defined(node):
-            if isinstance(node, defining):
-                if f'show_doc({name})' in made and has_entry(name, node): yield made[f'show_doc({name})']
-            elif name[0] != '_':
-                title = heading(name, 3, module_of(self.nb), self.nb.path_.parent)
-                yield mk_cell(f'{title}\n\n```python\n{ast.get_source_segment(cell.source, node)}\n```', 'markdown')
-
-
-class show_entries(exec_show_docs):
-    "nbdev's, with our entries"
-    def begin(self):
-        super().begin()
-        if not self.nb.has_docs_: return
-        renderer = partial(Entry, module=module_of(self.nb), folder=self.nb.path_.parent)
-        self.k.user_ns['show_doc'] = partial(show_doc, renderer=renderer)
+    def text(self, cell, node, name, of, **place):
+        if isinstance(node, defining): return entry(attrgetter(name)(of), name, 3, **place)
+        return f'{heading(name, 3, **place)}\n\n```python\n{ast.get_source_segment(cell.source, node)}\n```'
 
 
 class PageFilter(FilterDefaults):
-    "nbdev's processors, without those that write for Quarto or link to a hosted site"
+    "nbdev's processors, without those that write for Quarto or link to a hosted site; and with our entries"
     def base_procs(self):
-        replaced = {add_show_docs: add_entries, exec_show_docs: show_entries}
-        return [replaced.get(proc, proc) for proc in super().base_procs()
-                if proc not in (FrontmatterProc, insert_warning, add_links)]
+        others = FrontmatterProc, add_show_docs, exec_show_docs, insert_warning, add_links
+        return [add_entries, *(proc for proc in super().base_procs() if proc not in others)]
 
 
 class Lookup(NbdevLookup):
