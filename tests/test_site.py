@@ -292,6 +292,8 @@ return [...broken, ...remote]
 @pytest.fixture(scope='session')
 def seen(browser, address, pages):
     "What the browser finds on each page: opened in a wide window, light, then dark, then as wide as a phone"
+    from selenium.webdriver.support.ui import WebDriverWait
+    wait = WebDriverWait(browser, 20, poll_frequency=.02)
     browser.get_log('browser')
     found = {}
     for name in pages:
@@ -299,7 +301,7 @@ def seen(browser, address, pages):
         browser.get(address + name)
         one = found[name] = SimpleNamespace(light=browser.execute_script(contrasts), faults=browser.execute_script(faults))
         window(browser, 1400, dark=True)
-        one.scheme = browser.execute_script('return document.body.dataset.mdColorScheme')
+        wait.until(lambda _: browser.execute_script('return document.body.dataset.mdColorScheme') == 'slate', name)
         one.dark = browser.execute_script(contrasts)
         window(browser, 375)
         one.width = browser.execute_script('return [innerWidth, document.scrollingElement.scrollWidth]')
@@ -316,7 +318,7 @@ class TestInABrowser:
         assert {name: o.light[1] for name, o in seen.items() if o.light[1]} == {}
 
     def test_everything_can_be_read_when_dark(self, seen):
-        assert {o.scheme for o in seen.values()} == {'slate'} and sum(o.dark[0] for o in seen.values()) > 10_000
+        assert sum(o.dark[0] for o in seen.values()) > 10_000
         assert {name: o.dark[1] for name, o in seen.items() if o.dark[1]} == {}
 
     def test_what_cannot_be_read_is_noticed(self, browser, address):
