@@ -7,7 +7,7 @@ export PYTHONPATH := $(CURDIR)
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test prep readme rows bench
+.PHONY: help env demo test prep readme rows docs bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ readme: env ## write README.md from its notebook
 
 rows: env ## run every row on fastmix and on fastai's own callbacks, and write the page that compares them
 	@python tools/rows_page.py
+
+docs: env ## build the documentation site in _site/
+	@MPLBACKEND=agg PYTHONWARNINGS=ignore::FutureWarning python tools/docs.py
 
 bench: env ## measure the speed of a mixing step beside other libraries
 	@set -e; for script in bench/*.py; do echo "== $$script"; python "$$script"; done

@@ -9,6 +9,7 @@ __all__ = ['mixers', 'archs', 'digit_defaults', 'photo_defaults', 'check_setting
 # %% ../nbs/06_cli.ipynb #56d9859e
 import warnings
 
+# %% ../nbs/06_cli.ipynb #7d1c5b60
 warnings.filterwarnings('ignore', '.*torch.jit.script.*', FutureWarning)
 
 # %% ../nbs/06_cli.ipynb #2ca0a13f

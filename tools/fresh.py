@@ -21,6 +21,15 @@ def working_tree():
     return {Path(name) for name in names if (root/name).is_file()}
 
 
+def copy_tree(folder):
+    "Copy the working tree to `folder`; the files, as `working_tree` has them"
+    files = working_tree()
+    for file in files:
+        (folder/file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root/file, folder/file)
+    return files
+
+
 def regenerate(copy):
     "Make every generated file of `copy` anew"
     for module in (copy/'fastmix').rglob('*.py'):
@@ -31,12 +40,9 @@ def regenerate(copy):
 
 
 def main():
-    files = working_tree()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for file in files:
-            (copy/file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(root/file, copy/file)
+        files = copy_tree(copy)
         regenerate(copy)
         made = {file.relative_to(copy) for file in copy.rglob('*') if file.is_file()}
         problems = ([f'{file}: nothing writes it any more, delete it' for file in files - made] +

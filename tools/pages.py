@@ -1,0 +1,264 @@
+"""Notebooks as Markdown pages: what README.md and the site are made with."""
+import ast
+import base64
+import os
+import re
+from functools import cache
+from html import escape
+from importlib import import_module
+from inspect import Parameter, isclass, isroutine
+from operator import attrgetter
+from pathlib import Path
+from runpy import run_path
+
+from fastcore.ansi import strip_ansi
+from fastcore.docments import MarkdownRenderer, docments, empty
+from fastcore.nbio import mk_cell, read_nb
+from nbdev.config import get_config, nbpath2html
+from nbdev.doclinks import NbdevLookup, nbglob, patch_name
+from nbdev.frontmatter import FrontmatterProc
+from nbdev.process import Processor
+from nbdev.processors import FilterDefaults, add_links, add_show_docs, exec_show_docs, insert_warning
+
+root = Path(__file__).resolve().parent.parent
+config = get_config(root)
+index = run_path(config.lib_path/'_modidx.py')['d']['syms']
+defining = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+
+
+def notebooks(): return nbglob(config.nbs_path, as_path=True).sorted()
+
+
+def names_defined(node):
+    "The names by which the index knows what a statement of a module defines: functions, classes, patched methods, values"
+    if isinstance(node, defining):
+        names = patch_name(node)
+        return names if isinstance(names, list) else [names]
+    return [o.id for o in getattr(node, 'targets', []) if isinstance(o, ast.Name)]
+
+
+@cache
+def definitions(module):
+    "For each name that the file `module` defines, methods too, the statement"
+    found = {}
+    for node in ast.parse(module.read_text(encoding='utf-8')).body:
+        found |= {name: node for name in names_defined(node)}
+        if isinstance(node, ast.ClassDef):
+            found |= {f'{node.name}.{part.name}': part for part in node.body if isinstance(part, defining)}
+    return found
+
+
+def has_entry(name, node):
+    "A class and a function have an entry, a method where it has a docstring"
+    return '.' not in name or ('._' not in name and ast.get_docstring(node) is not None)
+
+
+def module_of(nb):
+    "The file that a notebook exports to"
+    name = next(cell.directives_['default_exp'] for cell in nb.cells if 'default_exp' in cell.directives_)
+    return (config.lib_path/name.replace('.', '/')).with_suffix('.py')
+
+
+def heading(name, level, module, folder):
+    "The heading of a public name, with an anchor that stays, and a link to its line in `module` as seen from `folder`"
+    shown, line = name.replace('_', r'\_'), definitions(module)[name].lineno
+    return (f'{"#"*level} <code>{shown}</code> {{ #{name.lower()} .symbol }}\n\n'
+            f'[source]({os.path.relpath(module, folder)}#L{line}){{ .source }}')
+
+
+class Name(str):
+    "A text that shows itself without quotes"
+    __repr__ = str.__str__
+
+
+def shown(value): return Name(value.__name__) if value is not empty and (isclass(value) or isroutine(value)) else value
+
+
+def type_name(annotation):
+    if annotation in (empty, type(None)): return ''
+    if isinstance(annotation, type) and not hasattr(annotation, '__origin__'):
+        return ('nn.' if annotation.__module__.startswith('torch.nn.') else '') + annotation.__name__
+    return re.sub(r'\b(?:\w+\.)+(?=\w)', '', annotation if isinstance(annotation, str) else str(annotation))
+
+
+def signature(name, sig):
+    "The call, on one line or one line per parameter; the types stand in the table"
+    parts, kinds = [], [p.kind for p in sig.parameters.values()]
+    for p in sig.parameters.values():
+        if p.name == 'self': continue
+        if p.kind == Parameter.KEYWORD_ONLY and '*' not in parts and Parameter.VAR_POSITIONAL not in kinds: parts.append('*')
+        parts.append(str(p.replace(annotation=empty, default=shown(p.default))))
+    line = f'{name}({", ".join(parts)})'
+    if len(line) > 80: line = f'{name}(\n' + ''.join(f'    {part},\n' for part in parts) + ')'
+    return f'```python\n{line}\n```'
+
+
+def parameter_table(sym):
+    "What each parameter means, its type and default, and what is returned; nothing where nothing is said"
+    about = docments(sym, full=True, args_kwargs=True)
+    about.pop('self', None)
+    returned = about.pop('return', None)
+    rows = [(f'<code>{name}</code>', type_name(o.anno), '' if o.default is empty else repr(shown(o.default)), o.docment or '')
+            for name, o in about.items()]
+    if not isclass(sym) and returned and (returned.docment or type_name(returned.anno)):
+        rows.append(('returns', type_name(returned.anno), '', returned.docment or ''))
+    if not any(row[1] or row[3] for row in rows): return ''
+
+    def cell(text): return ' '.join(text.split()).replace('|', r'\|')
+
+    rows = [(name, ' or '.join(f'`{part}`' for part in type.split(' | ') if part), default and f'<code>{cell(default)}</code>',
+             cell(meaning)) for name, type, default, meaning in rows]
+    head = ('argument', 'type', 'default', 'meaning'), ['---']*4
+    return '\n'.join(f'| {" | ".join(row)} |' for row in [*head, *rows])
+
+
+def entry(sym, name, level, **place):
+    "The entry of a class or function: signature, docstring, arguments; of a class its methods that have a docstring, too"
+    renderer = MarkdownRenderer(sym, name=name)
+    parts = [heading(name, level, **place), signature(name, renderer.sig) if renderer.sig else '', renderer.docs]
+    if isclass(sym):
+        bases = [f'`{base.__name__}`' for base in sym.__bases__ if base is not object]
+        if bases: parts.append(f'Extends {" and ".join(bases)}.')
+    parts.append(parameter_table(renderer.sym))
+    if isclass(sym):
+        written = [f'{name}.{node.name}' for node in definitions(place['module'])[name].body if isinstance(node, defining)]
+        parts += [entry(getattr(sym, part.rpartition('.')[2]), part, level + 1, **place) for part in written
+                  if has_entry(part, definitions(place['module'])[part])]
+    return '\n\n'.join(part for part in parts if part)
+
+
+class add_entries(Processor):
+    "An entry below each exported cell for every public name that it defines, values included"
+    def begin(self):
+        exported = [cell for cell in self.nb.cells if cell.cell_type == 'code' and 'export' in cell.directives_]
+        if not exported: return
+        file = module_of(self.nb)
+        module = import_module('.'.join(file.relative_to(config.lib_path.parent).with_suffix('').parts))
+        for cell in reversed(exported):
+            texts = [self.text(cell, node, name, module, module=file, folder=self.nb.path_.parent)
+                     for node in ast.parse(cell.source).body for name in names_defined(node)
+                     if name[0] != '_' and '._' not in name and has_entry(name, node)]
+            self.nb.cells[cell.idx_ + 1:cell.idx_ + 1] = [mk_cell(text, 'markdown') for text in texts]
+
+    def text(self, cell, node, name, of, **place):
+        if isinstance(node, defining): return entry(attrgetter(name)(of), name, 3, **place)
+        return f'{heading(name, 3, **place)}\n\n```python\n{ast.get_source_segment(cell.source, node)}\n```'
+
+
+class PageFilter(FilterDefaults):
+    "nbdev's processors, without those that write for Quarto or link to a hosted site; and with our entries"
+    def base_procs(self):
+        others = FrontmatterProc, add_show_docs, exec_show_docs, insert_warning, add_links
+        return [add_entries, *(proc for proc in super().base_procs() if proc not in others)]
+
+
+class Lookup(NbdevLookup):
+    """Link names in backticks: this package's to their notebooks as seen from that of `notebook`, others to their own docs
+
+    A short name is linked where it can mean one thing only: names that `fastmix.all` lacks in their own notebook, and of
+    fastai those that one module defines.
+    """
+    def __init__(self, notebook, anchors=True):
+        super().__init__()
+        files = {nbpath2html(nb.relative_to(config.nbs_path)).as_posix(): nb for nb in notebooks()}
+        public = (config.lib_path/'all.py').read_text()
+        self.own = {}
+        for module, symbols in index.items():
+            for name, (address, file) in symbols.items():
+                page, _, anchor = address.partition('#')
+                short, link = name.removeprefix(f'{module}.'), os.path.relpath(files[page], notebook.parent)
+                if anchors and has_entry(short, definitions(root/file)[short]): link += f'#{anchor}'
+                self.own[name] = link
+                if files[page] == notebook or f'from {module} import *' in public: self.own[short] = link
+        self.fastai = self.entries['fastai']['syms']
+
+    def doc(self, name):
+        if name in self.own: return self.own[name]
+        if sum(f'{module}.{name}' in symbols for module, symbols in self.fastai.items()) < 2: return super().doc(name)
+
+    def link_line(self, line): return re.sub(r'(?<!\[)`([^`\s]+?)(?:\(\))?`', self._link_sym, line)
+
+
+def relink(markdown, source, page, target):
+    "Make relative links, written as seen from the folder `source`, right for `page`: `target(file, anchor)` says where to"
+    def change(match):
+        before, link = match.groups()
+        if re.match(r'[a-z]+:|[#/]', link): return match[0]
+        path, _, anchor = link.partition('#')
+        file = (source/path).resolve()
+        if not file.exists(): raise FileNotFoundError(f'{page.name}: a link leads to {link}, which does not exist')
+        file, anchor = target(file, anchor)
+        link = os.path.relpath(file, page.parent) if isinstance(file, Path) else file
+        return before + link + (anchor and f'#{anchor}')
+    parts = re.split(r'(^```.*?^```$)', markdown, flags=re.M | re.S)
+    parts[::2] = [re.sub(r'(\]\(|src="|href=")([^)"\s]+)', change, part) for part in parts[::2]]
+    return ''.join(parts)
+
+
+def table(html):
+    "A DataFrame's HTML as a Markdown table; any other HTML without its style"
+    html = re.sub(r'<style.*?</style>\s*', '', html, flags=re.S)
+    if 'class="dataframe"' not in html or 'span="' in html: return html
+    head, _, body = html.partition('</thead>')
+
+    def cells(row): return re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row, re.S)
+
+    head, body = ([[' '.join(cell.split()).replace('|', r'\|') for cell in cells(row)]
+                   for row in re.findall(r'<tr.*?</tr>', part, re.S)] for part in (head, body))
+    names = [''.join(column) for column in zip(*head)]  # a named index has a header row of its own
+    numeric = [all(re.fullmatch(r'[-+.\d]+(e[-+]?\d+)?%?|NaN', cell) for cell in column) for column in zip(*body)]
+    rows = [names, ['---:' if right else '---' for right in numeric], *body]
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+
+
+def printed(text):
+    "What a cell printed, in a fence that is longer than any inside"
+    text = strip_ansi(text).strip('\n')
+    fence = '`'*max(3, 1 + max(map(len, re.findall('`+', text)), default=0))
+    return f'{fence}text\n{text}\n{fence}'
+
+
+def write_page(notebook, page, images, target, saved=None, anchors=True):
+    """Write `notebook` as the Markdown file `page` and its stored pictures into `images`
+
+    Links lead to `target(file, anchor)`. The outputs are those of `saved`, where that is given: a copy that was run.
+    """
+    nb, lookup = read_nb(saved or notebook), Lookup(notebook, anchors)
+    nb.path_ = notebook
+    PageFilter()(nb)
+    pictures = {}
+    blocks = [f'<!-- Made from {os.path.relpath(notebook, root)}: edit that. -->']
+
+    def prose(markdown): return relink(lookup.linkify(markdown), notebook.parent, page, target)
+
+    def picture(cell, output, mime, options):
+        name = f'{notebook.stem}-{cell.id}-{len(pictures)}.{mime.removeprefix("image/")}'
+        pictures[name] = base64.b64decode(output.data[mime])
+        width = output.metadata.get(mime, {}).get('width')
+        size = f' width="{width}"' if width else ''
+        alt = escape(options.get('fig-alt', '').strip('"'))
+        return f'<img src="{os.path.relpath(images/name, page.parent)}" alt="{alt}"{size}>'
+
+    def render(cell, output, options):
+        if output.output_type == 'error': return printed(f'{output.ename}: {output.evalue}')
+        if output.output_type == 'stream': return printed(''.join(output.text))
+        data = {mime: ''.join(text) for mime, text in output.data.items()}
+        for mime in ('image/png', 'image/jpeg'):
+            if mime in data: return picture(cell, output, mime, options)
+        if 'text/markdown' in data: return prose(data['text/markdown'])
+        return table(data['text/html']) if 'text/html' in data else printed(data['text/plain'])
+
+    for cell in nb.cells:
+        options = dict(re.findall(r'^#\| *([\w-]+): *(.*)$', cell.source, re.M))
+        if cell.cell_type == 'markdown': blocks.append(prose(re.sub(r'^#\|.*\n*', '', cell.source, flags=re.M)))
+        if cell.cell_type != 'code' or options.get('include') == 'false': continue
+        language = cell.metadata.get('language', 'python')
+        code = re.sub(rf'^(#\||%%{language}).*\n?', '', cell.source, flags=re.M).strip()
+        if code and options.get('echo') != 'false': blocks.append(f'```{language}\n{code}\n```')
+        if options.get('output') != 'false': blocks += [render(cell, output, options) for output in cell.outputs]
+
+    images.mkdir(parents=True, exist_ok=True)
+    for file in images.glob(f'{notebook.stem}-*'):
+        if file.name not in pictures: file.unlink()
+    for name, content in pictures.items(): (images/name).write_bytes(content)
+    page.write_text('\n\n'.join(block.strip('\n') for block in blocks) + '\n', encoding='utf-8')
