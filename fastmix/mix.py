@@ -32,7 +32,7 @@ class Mix:
         n = partner.size
         if not n or partner.ndim != 1 or partner.dtype.kind not in 'iu': raise ValueError(_wrong_partner(partner))
         first = int(partner[0])
-        rotated = 0 < first < n and (partner is rotation(n, first) or (partner == rotation(n, first)).all())
+        rotated = 0 < first < n and (partner == _rotation(n, first)).all()
         if not rotated and (partner.min() < 0 or partner.max() >= n): raise ValueError(_wrong_partner(partner))
         if lam.shape not in ((), (n,)): raise ValueError(f"`lam` must be one number or {n}, one per sample; got shape {lam.shape}")
         if not (lam.min() >= 0 and lam.max() <= 1): raise ValueError(f"`lam` is the own share and must lie in [0, 1]; got {lam}")
@@ -42,7 +42,7 @@ class Mix:
     @cached_property
     def partner(self) -> Tensor: # made when asked for: a rotation needs its shift only
         "`(n,)`: index in the batch of each sample's partner"
-        return torch.from_numpy(rotation(self.n, self.shift).copy())
+        return torch.from_numpy(rotation(self.n, self.shift))
 
     def __repr__(self): return f"{type(self).__name__}(n={self.n}, lam={np.round(self.lam.numpy(), 3)})"
 
@@ -73,15 +73,15 @@ class Mix:
 
 def _wrong_partner(partner): return f"`partner` must hold, for each of the n samples, an index in 0..n-1; got {partner!r}"
 
-@lru_cache(256)
 def rotation(
     n:int, # Batch size
     shift:int, # How far the partner is, in 1..n-1
-) -> np.ndarray: # `(n,)`: index of each sample's partner; read-only, for it is the same array each time
+) -> np.ndarray: # `(n,)`: index of each sample's partner
     "The partners when sample `i` is mixed with sample `i + shift`, counted round the batch"
-    partner = (np.arange(n) + shift) % n
-    partner.flags.writeable = False
-    return partner
+    return _rotation(n, shift).copy()
+
+@lru_cache(256)
+def _rotation(n, shift): return (np.arange(n) + shift) % n
 
 # %% ../nbs/00_mix.ipynb #506ddba0
 @patch
@@ -155,7 +155,7 @@ class Paste(Mix):
         to = out = t.clone()
         if on_host: to, t = (o.detach().view(_integers[o.element_size()]).numpy() for o in (out, t))
         if region.ndim == 2: parts = zip(self.halves(), [region.tolist()]*2)
-        else: parts = zip(enumerate(rotation(self.n, self.shift).tolist()), region.tolist())
+        else: parts = zip(enumerate(_rotation(self.n, self.shift).tolist()), region.tolist())
         for (own, partner), sides in parts:
             cells = (..., *[slice(first, end) for first, end in sides])
             to[own][cells] = t[partner][cells]
