@@ -158,7 +158,7 @@ class Paste(Mix):
         else: parts = zip(enumerate(_rotation(self.n, self.shift).tolist()), region.tolist())
         for (own, partner), sides in parts:
             cells = (..., *[slice(first, end) for first, end in sides])
-            to[own][cells] = t[partner][cells]
+            to[(own, *cells)] = t[(partner, *cells)]
         return out
 
     def mask(self, t:Tensor, region:np.ndarray) -> Tensor:
