@@ -228,10 +228,10 @@ class Mixer(Callback):
         self.weighted = ()
 
     def __call__(self, event_name):
-        "Called by fastai for every event; not for one in which the mixer has just been removed"
-        if self.learn is not None: return super().__call__(event_name)
+        "Called by fastai for every event; not for one in which the mixer has just been removed, or that it does not have"
+        mine = hasattr(type(self), event_name) or event_name in vars(self) or event_name == 'after_fit'
+        if self.learn is not None and mine: return super().__call__(event_name)
 
-    # fastai looks each attribute up in the model first, to warn of shadowing: too slow for those that change with every batch
     __setattr__ = object.__setattr__
 
     def draw(self,

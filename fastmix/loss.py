@@ -32,6 +32,8 @@ def reduction_of(loss) -> str|None:
 
 # %% ../nbs/01_loss.ipynb #e8288805
 _class_forwards = nn.CrossEntropyLoss.forward, nn.NLLLoss.forward
+_class_functions = F.cross_entropy, F.nll_loss
+_class_defaults = [{name: arg.default for name, arg in inspect.signature(f).parameters.items()} for f in _class_functions]
 
 def class_settings(loss) -> dict|None:
     "The `weight`, `ignore_index` and `label_smoothing` of a cross entropy or negative log-likelihood loss, flattened or not; else `None`"
@@ -39,11 +41,11 @@ def class_settings(loss) -> dict|None:
     if getattr(type(core), 'forward', None) in _class_forwards:
         return dict(log=isinstance(core, nn.NLLLoss), weight=core.weight, ignore_index=core.ignore_index,
                     label_smoothing=getattr(core, 'label_smoothing', 0.), reduction=core.reduction)
-    func = core.func if type(core) is partial and not core.args else core
-    if func not in (F.cross_entropy, F.nll_loss): return None
-    kw = {name: arg.default for name, arg in inspect.signature(core).parameters.items()}
+    func, given = (core.func, core.keywords) if type(core) is partial and not core.args else (core, {})
+    if func not in _class_functions: return None
+    kw = _class_defaults[_class_functions.index(func)] | given
     if kw['size_average'] is not None or kw['reduce'] is not None: return None
-    return dict(log=func is F.nll_loss, weight=kw['weight'], ignore_index=kw['ignore_index'],
+    return dict(log=func is _class_functions[1], weight=kw['weight'], ignore_index=kw['ignore_index'],
                 label_smoothing=kw.get('label_smoothing', 0.), reduction=kw['reduction'])
 
 # %% ../nbs/01_loss.ipynb #0772bdc4
@@ -55,22 +57,26 @@ def class_loss(
     mix:Mix, # The mix of the batch
 ) -> Tensor|None: # `None` where `pred` and `own` do not fit together: the loss itself will say why
     "Cross entropy against own and partner, each weighted by its share and its class weight, over the sum of those weights"
-    partner, lam, axis = mix.others(own), mix.share(own).expand(own.shape), 1
+    axis, flat = 1, noop
     if isinstance(loss, BaseLoss):
         axis = loss.axis % pred.ndim
         if (pred.ndim > 4 and axis != pred.ndim-1) or pred[(slice(None),)*axis + (0,)].shape != own.shape:
             if not (loss.flatten and loss.is_2d): return None
-            pred, (own, partner, lam) = loss._contiguous(pred), map(loss._contiguous, (own, partner, lam))
-            pred, (own, partner, lam), axis = pred.view(-1, pred.shape[-1]), (o.reshape(-1) for o in (own, partner, lam)), 1
-    if pred.ndim < 2 or pred.shape[:axis] + pred.shape[axis+1:] != own.shape: return None
+            pred, axis = loss._contiguous(pred), 1
+            pred, flat = pred.view(-1, pred.shape[-1]), lambda o: loss._contiguous(o).reshape(-1)
+    if pred.ndim < 2 or pred.shape[:axis] + pred.shape[axis+1:] != flat(own).shape: return None
 
-    target, share = torch.stack((own, partner), axis).long(), torch.stack((lam, 1-lam), axis)
-    counts = target != settings['ignore_index']
-    target, share = target.masked_fill(~counts, 0), share*counts
-    log_probs, class_weight, smoothing = pred if settings['log'] else F.log_softmax(pred, axis), settings['weight'], settings['label_smoothing']
-    weight = share if class_weight is None else share*class_weight[target]
-    total = -(weight * torch.where(weight != 0, log_probs.gather(axis, target), 0)).sum()
+    def both(own, partner): return torch.stack((flat(own), flat(partner)), axis)
+    class_weight, smoothing, lam = settings['weight'], settings['label_smoothing'], mix.share(own)
+    own = own.long()
+    counts = own != settings['ignore_index']
+    own = own*counts
+    own_weight = counts if class_weight is None else class_weight.take(own)*counts
+    target, weight = both(own, mix.others(own)), both(lam*own_weight, (1-lam)*mix.others(own_weight))
+    log_probs = pred if settings['log'] else F.log_softmax(pred, axis)
+    total = -(weight * log_probs.gather(axis, target).masked_fill(weight == 0, 0)).sum()
     if smoothing:
+        share = weight if class_weight is None else both(lam*counts, (1-lam)*mix.others(counts))
         spread = log_probs if class_weight is None else log_probs.movedim(axis, -1).mul(class_weight).movedim(-1, axis)
         total = (1-smoothing)*total - smoothing/pred.shape[axis] * (share.sum(axis) * spread.sum(axis)).sum()
     if settings['reduction'] == 'mean': total = total/weight.sum()

@@ -12,6 +12,7 @@ __all__ = ['Mix', 'rotation', 'Blend', 'Paste', 'draw_lam', 'draw_partner', 'dra
 # %% ../nbs/00_mix.ipynb #3bdde38b
 import hashlib, math, os
 from collections.abc import Sequence
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -27,15 +28,21 @@ class Mix:
         partner:Sequence|np.ndarray|Tensor, # `(n,)`: index in the batch of each sample's partner
     ):
         "Raises a `ValueError` if `lam` lies outside [0, 1], if a partner lies outside the batch, or if the two differ in length"
-        partner, lam = np.asarray(partner).copy(), np.asarray(lam, dtype=np.float32).copy()
+        partner, lam = np.asarray(partner), np.array(lam, dtype=np.float32)
         n = partner.size
-        shift = int(partner.flat[0]) if n and partner.dtype.kind in 'iu' else None
-        self.shift = shift if shift and partner.ndim == 1 and (partner == rotation(n, shift)).all() else None
-        if not self.shift and (shift is None or partner.ndim != 1 or partner.min() < 0 or partner.max() >= n):
-            raise ValueError(f"`partner` must hold, for each of the n samples, an index in 0..n-1; got {partner!r}")
+        if not n or partner.ndim != 1 or partner.dtype.kind not in 'iu': raise ValueError(_wrong_partner(partner))
+        first = int(partner[0])
+        rotated = 0 < first < n and (partner == _rotation(n, first)).all()
+        if not rotated and (partner.min() < 0 or partner.max() >= n): raise ValueError(_wrong_partner(partner))
         if lam.shape not in ((), (n,)): raise ValueError(f"`lam` must be one number or {n}, one per sample; got shape {lam.shape}")
         if not (lam.min() >= 0 and lam.max() <= 1): raise ValueError(f"`lam` is the own share and must lie in [0, 1]; got {lam}")
-        self.n, self.lam, self.partner = n, torch.from_numpy(lam), torch.from_numpy(partner.astype(np.int64, copy=False))
+        self.n, self.lam, self.shift = n, torch.from_numpy(lam), first if rotated else None
+        if not rotated: self.partner = torch.from_numpy(partner.astype(np.int64))
+
+    @cached_property
+    def partner(self) -> Tensor: # made when asked for: a rotation needs its shift only
+        "`(n,)`: index in the batch of each sample's partner"
+        return torch.from_numpy(rotation(self.n, self.shift))
 
     def __repr__(self): return f"{type(self).__name__}(n={self.n}, lam={np.round(self.lam.numpy(), 3)})"
 
@@ -64,12 +71,17 @@ class Mix:
         "This mix with one `lam` for the whole batch, the first sample's"
         raise NotImplementedError(f"{type(self).__name__} must say what it is with one `lam` for the batch")
 
+def _wrong_partner(partner): return f"`partner` must hold, for each of the n samples, an index in 0..n-1; got {partner!r}"
+
 def rotation(
     n:int, # Batch size
     shift:int, # How far the partner is, in 1..n-1
 ) -> np.ndarray: # `(n,)`: index of each sample's partner
     "The partners when sample `i` is mixed with sample `i + shift`, counted round the batch"
-    return (np.arange(n) + shift) % n
+    return _rotation(n, shift).copy()
+
+@lru_cache(256)
+def _rotation(n, shift): return (np.arange(n) + shift) % n
 
 # %% ../nbs/00_mix.ipynb #506ddba0
 @patch
@@ -81,7 +93,7 @@ def blend(self:Mix,
     if not (t.is_floating_point() or t.is_complex()):
         raise TypeError(f"a tensor of {t.dtype} has nothing in between to blend to: convert it to floating point first")
     if self.lam.ndim == 0: weight = 1 - self.lam.item()
-    else: weight = torch.from_numpy(1 - self.lam.numpy()).view(-1, *[1]*(t.ndim-1)).to(t.device, t.dtype, non_blocking=True)
+    else: weight = torch.from_numpy(1 - self.lam.numpy().reshape(-1, *[1]*(t.ndim-1))).to(t.device, t.dtype, non_blocking=True)
     if not self.shift or t.requires_grad or t.numel() < 2**14: return torch.lerp(t, self.others(t), weight)
     out = torch.empty_like(t)
     for own, partner in self.halves():
@@ -119,32 +131,34 @@ class Paste(Mix):
             raise ValueError(f"`region` must lie within the size {self.size}; got {self.region.tolist()}")
         super().__init__(1 - (high-low).prod(-1)/math.prod(self.size), partner)
 
-    def scale(self, t:Tensor) -> list:
-        "By how much `t` is larger than `size`, in each dimension. Raises a `ValueError` where that is no whole number"
+    def scale(self, t:Tensor) -> np.ndarray|int:
+        "By how much `t` is larger than `size`: `(d, 1)`, or just 1. Raises a `ValueError` where that is no whole number"
         self.check(t)
         size = t.shape[t.ndim-len(self.size):]
+        if size == self.size and t.ndim > len(size): return 1
         if t.ndim <= len(self.size) or any(a % b or not a for a,b in zip(size, self.size)):
             raise ValueError(f"a region within {self.size} cannot be pasted into a tensor of shape {tuple(t.shape)}: its last "
                              "dimensions must be that size or a whole multiple of it. Resize it to fit before it is mixed")
-        return [a//b for a,b in zip(size, self.size)]
+        return np.array([[a//b] for a,b in zip(size, self.size)])
 
     def __call__(self,
         t:Tensor, # A tensor of the batch, `(n, …, *size)`, of any dtype; its spatial size may be a whole multiple of `size`
     ) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
         "Mix `t`. Raises a `ValueError` for another batch size, or a size that does not fit"
-        region = self.region * np.array(self.scale(t))[:, None]
+        region = self.region * self.scale(t)
         if not self.shift or t.requires_grad: return torch.where(self.mask(t, region), self.others(t), t)
-        cells = lambda sides: (..., *(slice(*side) for side in sides))
-        if region.ndim == 2:
-            out, where = t.clone(), cells(region.tolist())
-            for own, partner in self.halves(): out[own][where] = t[partner][where]
-        elif t.device.type == 'cpu' and t.element_size() in _integers:
-            out, mask = t.clone(), self.mask(t, region).numpy()
-            to, source = (o.detach().view(_integers[t.element_size()]).numpy() for o in (out, t))
-            for own, partner in self.halves(): np.copyto(to[own], source[partner], where=mask[own])
-        else:
+        on_host = t.device.type == 'cpu' and t.element_size() in _integers
+        if region.ndim == 3 and not on_host:
             out, mask = torch.empty_like(t), self.mask(t, region)
             for own, partner in self.halves(): torch.where(mask[own], t[partner], t[own], out=out[own])
+            return out
+        to = out = t.clone()
+        if on_host: to, t = (o.detach().view(_integers[o.element_size()]).numpy() for o in (out, t))
+        if region.ndim == 2: parts = zip(self.halves(), [region.tolist()]*2)
+        else: parts = zip(enumerate(_rotation(self.n, self.shift).tolist()), region.tolist())
+        for (own, partner), sides in parts:
+            cells = (..., *[slice(first, end) for first, end in sides])
+            to[(own, *cells)] = t[(partner, *cells)]
         return out
 
     def mask(self, t:Tensor, region:np.ndarray) -> Tensor:
@@ -187,10 +201,11 @@ def draw_region(
 ) -> np.ndarray: # `(d, 2)`, or `(n, d, 2)`: first cell and one past the last, per dimension
     "Draw a region whose sides are `(1-lam)**(1/d)` of `size`, its centre uniform, clipped at the border (arXiv 1905.04899)"
     lam, size = np.asarray(lam, dtype=np.float64), np.asarray(size)
-    shape = (*lam.shape, len(size))
+    region = np.empty((*lam.shape, len(size), 2), dtype=np.int64)
     side = np.rint(size * (1-lam[..., None])**(1/len(size)))
-    low = np.floor(rng.random(shape)*size - side/2 + .5)
-    return np.stack([low, low+side], -1).clip(0, size[:, None]).astype(np.int64)
+    low = np.floor(rng.random(side.shape)*size - side/2 + .5)
+    region[..., 0], region[..., 1] = np.maximum(low, 0), np.minimum(low+side, size)
+    return region
 
 # %% ../nbs/00_mix.ipynb #e7b3067f
 def mix_rng(

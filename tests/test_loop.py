@@ -513,3 +513,21 @@ def test_last_batch_of_one():
     learn.fit(1)
     assert [len(row.x[0]) for row in spy.rows] == [8, 8, 1] and [row.mix is not None for row in spy.rows] == [True, True, False]
     for row in spy.rows: check(row)
+
+
+def test_events_the_mixer_does_not_have():
+    "They are not looked for in the learner and the model; one that is put on the mixer is called"
+    class Asked(nn.Linear):
+        asked = []
+        def __getattr__(self, name): self.asked.append(name); return super().__getattr__(name)
+    model, called, mixer = nn.Sequential(nn.Flatten(), Asked(samples(8)[0][0].numel(), 10)), [], MixUp(seed=1)
+    mixer.learn = type('L', (), {'model': model, 'training': True, '__getattr__': lambda self, name: getattr(model[1], name)})()
+    mixer('after_step')
+    assert 'after_step' not in Asked.asked
+    mixer.after_step = lambda: called.append('after_step')
+    mixer('after_step')
+    assert called == ['after_step']
+    mixer.run = False
+    mixer('after_step')
+    mixer('after_fit')
+    assert called == ['after_step'] and mixer.run

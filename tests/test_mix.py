@@ -1,5 +1,7 @@
 """Properties of mixes and draws, for whatever batch. The reference is written out sample by sample."""
+import copy
 import math
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -135,7 +137,7 @@ def test_paste_scales(n, size, scale, per_sample, seed):
 @pytest.mark.parametrize('partner', [rotation(3, 2), [1, 0, 0]], ids=['rotation', 'index'])
 @pytest.mark.parametrize('size', [(40000,), (181, 211), (31, 33, 35)], ids=str)
 def test_paste_large(size, partner):
-    "Large samples are pasted one by one, small ones and activations by a mask: with the same result"
+    "Samples are pasted one by one, activations by a mask: with the same result"
     region = regions(3, size, 1., True, np.random.default_rng(4))
     mix, t = Paste(region, size, partner), torch.rand(3, 1, *size)
     assert t[0].numel() >= 2**15
@@ -243,3 +245,18 @@ def test_generator(monkeypatch):
     different = [draws(), draws(rank='1'), draws(7), draws(7, '1'), draws(8)]
     torch.rand(1)
     assert len({*different, draws()}) == 6
+
+
+def test_rotations_are_the_callers_own():
+    "Writing into drawn partners, or into a mix's, changes no other mix"
+    partner, mix = rotation(5, 2), Blend(.5, rotation(5, 2))
+    partner[:] = 0
+    mix.partner[:] = 0
+    assert rotation(5, 2).tolist() == Blend(.5, rotation(5, 2)).partner.tolist() == [2, 3, 4, 0, 1]
+
+
+@pytest.mark.parametrize('mix', [Blend([.1, .2, .9], rotation(3, 1)), Paste([(0, 2), (1, 3)], (4, 4), rotation(3, 2)), Blend(.3, [2, 2, 0])], ids=str)
+def test_mixes_can_be_copied(mix):
+    t = torch.rand(3, 1, 4, 4)
+    for other in pickle.loads(pickle.dumps(mix)), copy.deepcopy(mix):
+        assert torch.equal(other(t), mix(t)) and torch.equal(other.partner, mix.partner) and torch.equal(other.lam, mix.lam)

@@ -23,6 +23,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from fastmix.callback import CutMix, MixUp
+from fastmix.loss import MixLoss
+from fastmix.mix import Blend, rotation
 from helpers import Spy, check, learner, linear, loaders, mixed, samples
 
 mixers = {f'{mixer.__name__}, per {per}': partial(mixer, per=per, seed=1) for mixer in (MixUp, CutMix) for per in ('sample', 'batch')}
@@ -572,3 +574,26 @@ def test_points_and_boxes_are_refused(mixer, blocks, target):
     learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(3*12*12, 4)), loss_func=nn.MSELoss(), cbs=mixer())
     kind = 'TensorPoint' if target else 'TensorBBox'
     with learn.no_bar(), pytest.raises(TypeError, match=f'mixing is not defined for a target of type {kind}.*Train without a mixer'): learn.fit(1)
+
+
+@pytest.mark.parametrize('size', [(), (4, 3)], ids=str)
+@pytest.mark.parametrize('partner', [rotation(5, 2), [1, 0, 0, 4, 2]], ids=['rotation', 'index'])
+@pytest.mark.parametrize('settings', [{}, {'weight': True}, {'ignore_index': 2}, {'weight': True, 'ignore_index': 2, 'label_smoothing': .1}], ids=str)
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int32, torch.int64], ids=str)
+def test_cross_entropy_by_its_definition(size, partner, settings, dtype):
+    "Both targets of each place, weighted and ignored one by one; and its second derivatives are right, as the plain loss's are"
+    torch.manual_seed(0)
+    pred, own = torch.randn(5, 4, *size, dtype=torch.float64, requires_grad=True), torch.randint(0, 4, (5, *size)).to(dtype)
+    settings = settings | ({'weight': torch.tensor([1., 3., .5, 2.], dtype=torch.float64)} if 'weight' in settings else {})
+    if dtype != torch.int64: settings, own = settings | {'ignore_index': 200 if dtype == torch.uint8 else -7}, own.masked_fill(own == 1, 200 if dtype == torch.uint8 else -7)
+    mix = Blend([.3, 1., .6, .8, 0.], partner)
+    ones = settings.get('weight', torch.ones(4, dtype=torch.float64))
+    lam, value, norm = mix.lam.double().view(-1, *[1]*len(size)), 0., 0.
+    for y, share in (own.long(), lam), (own.long()[torch.as_tensor(partner)], 1-lam):
+        counted = share * torch.where(y == settings.get('ignore_index', -100), 0., ones[y.clamp(0, 3)])
+        value = value + (share*F.cross_entropy(pred, y, reduction='none', **settings)).sum()
+        norm = norm + counted.sum()
+    for loss in nn.CrossEntropyLoss(**settings), partial(F.cross_entropy, **settings), CrossEntropyLossFlat(axis=1, **settings):
+        switched = MixLoss(loss, mix, (True,))
+        assert_close(switched(pred, own), value/norm)
+        if not size and dtype == torch.int64: assert torch.autograd.gradgradcheck(lambda p: switched(p, own), (pred,))
