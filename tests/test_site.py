@@ -142,6 +142,10 @@ class TestPages:
         shown = [pages['index.html'].text.find(f'{title} </') for title in titles]
         assert -1 not in shown and shown == sorted(shown)
 
+    def test_each_page_is_there_as_markdown_too(self, site):
+        text = (site/'callback.html.md').read_text()
+        assert '# Mixers: the callbacks' in text and '](callback.html#mixup)' in text and '.md#' not in text
+
     def test_llms_txt_is_there(self, site): assert (site/'llms.txt').read_text() == (root/'nbs/llms.txt').read_text()
 
 

@@ -118,7 +118,16 @@ def build(work):
                           env=os.environ | {'NO_COLOR': '1'})
     if made.returncode or 'warning' in (made.stdout + made.stderr).lower():
         sys.exit(strip_ansi(f'{made.stdout}{made.stderr}\nThe site was not built.'))
+    add_markdown(docs, work/'site')
     return work/'site'
+
+
+def add_markdown(docs, site):
+    "Beside page.html the Markdown it is made from, page.html.md: where nbdev's docstrings and llms.txt point, once there is an address"
+    for page in docs.rglob('*.md'):
+        if page.is_relative_to(docs/'source'): continue
+        text = re.sub(r'(\]\((?![a-z]+:)[^)#\s]*\.)md\b', r'\1html', page.read_text())
+        (site/page.relative_to(docs)).with_suffix('.html.md').write_text(text)
 
 
 def main(folder):

@@ -49,8 +49,9 @@ def definitions(module):
 
 
 def has_entry(name, node):
-    "A class and a function have an entry, a method where it has a docstring"
-    return '.' not in name or ('._' not in name and ast.get_docstring(node) is not None)
+    "Public names have an entry, methods where they have a docstring"
+    if any(part[0] == '_' for part in name.split('.')): return False
+    return '.' not in name or ast.get_docstring(node) is not None
 
 
 def module_of(nb):
@@ -137,7 +138,7 @@ class add_entries(Processor):
         for cell in reversed(exported):
             texts = [self.text(cell, node, name, module, module=file, folder=self.nb.path_.parent)
                      for node in ast.parse(cell.source).body for name in names_defined(node)
-                     if name[0] != '_' and '._' not in name and has_entry(name, node)]
+                     if has_entry(name, node)]
             self.nb.cells[cell.idx_ + 1:cell.idx_ + 1] = [mk_cell(text, 'markdown') for text in texts]
 
     def text(self, cell, node, name, of, **place):
@@ -167,9 +168,10 @@ class Lookup(NbdevLookup):
             for name, (address, file) in symbols.items():
                 page, _, anchor = address.partition('#')
                 short, link = name.removeprefix(f'{module}.'), os.path.relpath(files[page], notebook.parent)
-                if anchors and has_entry(short, definitions(root/file)[short]): link += f'#{anchor}'
-                self.own[name] = link
-                if files[page] == notebook or f'from {module} import *' in public: self.own[short] = link
+                if anchors: link += f'#{anchor}'
+                self.own[name] = link if has_entry(short, definitions(root/file)[short]) else None
+                if files[page] == notebook or f'from {module} import *' in public: self.own[short] = self.own[name]
+                else: self.own.setdefault(short, None)
         self.fastai = self.entries['fastai']['syms']
 
     def doc(self, name):
