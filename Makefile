@@ -1,6 +1,8 @@
 # Every target makes its own virtual environment first: in .venv, or in VENV=folder.
 VENV ?= .venv
 DEMO := results/demo
+# Options of the benchmark, e.g. BENCH='--page nbs/experiments/results/speed.csv' to measure anew for its page.
+BENCH ?=
 
 # The code of this clone is what runs, also where several clones share one VENV.
 export PYTHONPATH := $(CURDIR)
@@ -31,5 +33,6 @@ readme: env ## write README.md from its notebook
 rows: env ## run every row on fastmix and on fastai's own callbacks, and write the page that compares them
 	@python tools/rows_page.py
 
-bench: env ## measure the speed of a mixing step beside other libraries
-	@set -e; for script in bench/*.py; do echo "== $$script"; python "$$script"; done
+bench: ## measure the speed of mixing beside other libraries, which get an environment of their own
+	@tools/setup.sh "$(abspath $(VENV))-bench" bench
+	@"$(abspath $(VENV))-bench/bin/python" -m bench $(BENCH)
