@@ -1,5 +1,6 @@
 "Read a table of figures, and show it as text, as tables and as pictures. Nothing is measured here"
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 GROUPS = [('MixUp', 'sample'), ('MixUp', 'batch'), ('CutMix', 'batch'), ('CutMix', 'sample')]
@@ -34,7 +35,7 @@ def machine(table):
     "The machine in a sentence"
     found = settings(table, 'machine')
     memory = f", {found['memory']} of memory" if 'memory' in found else ''
-    return f"{found['cores']} cores ({found['processor']}){memory}; torch computed with {found['threads']} threads; accelerator: {found['accelerator']}"
+    return f"{found['cores']} cores ({found['processor']}){memory}; threads that torch computed with: {found['threads']}; accelerator: {found['accelerator']}"
 
 
 def libraries(table): return ', '.join(f"{name} {version or 'not installed'}" for name, version in settings(table, 'version').items())
@@ -98,15 +99,17 @@ def text(table):
     return '\n'.join(blocks)
 
 
-def bars(ax, labels, values, colors, hatches, most=6.):
-    "Horizontal bars with their figures; those beyond `most` are cut, and say so with an arrow"
+def bars(ax, labels, values, colors, hatches):
+    "Horizontal bars with their figures; those far beyond the others are cut, and say so with an arrow"
+    most = max(6., 2.5*np.median(values))
     at = range(len(values))[::-1]
     drawn = ax.barh(at, [min(v, most) for v in values], color=colors, height=.72)
     for bar, hatch in zip(drawn, hatches):
         if hatch: bar.set(hatch='////', edgecolor='white', linewidth=0)
     for y, value in zip(at, values):
-        ax.text(min(value, most) + .06, y, f'{value:.2f}' + (' →' if value > most else ''), va='center', fontsize=8)
-    ax.axvline(1, color='#444444', linewidth=.8, linestyle=':')
+        ax.text(min(value, most) + .012*min(max(values), most), y, f'{value:.2f}' + (' →' if value > most else ''), va='center', fontsize=8,
+                bbox=dict(facecolor='white', edgecolor='none', pad=.6))
+    ax.axvline(1, color='#444444', linewidth=.8, linestyle=':', zorder=.5)
     ax.set_yticks(list(at), labels, fontsize=8)
     ax.set_xlim(0, min(max(values), most)*1.18)
     ax.tick_params(axis='x', labelsize=8)
@@ -146,7 +149,11 @@ def size_lines(table, axes=None):
         for (library, name), line in part.groupby(['library', 'name'], sort=False):
             ax.plot(megabytes(line), line.ms, marker='o', markersize=3, linewidth=1, color=COLORS['torch'] if library == 'torch' else None,
                     label=f'{name}: slope {slope(line):.2f}')
-        ax.set(xscale='log', yscale='log', xlabel='one batch, MB', ylabel='ms', title=f'against the {kind}')
+        ax.set(xscale='log', yscale='log', xlabel='one batch, MB', ylabel='ms')
+        ax.set_title(f'against the {kind}', fontsize=10)
+        ax.set_xticks(ticks := sorted(set(megabytes(part))), [f'{tick:.3g}' for tick in ticks])
+        ax.yaxis.set_major_formatter('{x:g}')
+        ax.minorticks_off()
         ax.spines[['top', 'right']].set_visible(False)
         ax.legend(fontsize=7, frameon=False)
     return axes
@@ -164,7 +171,6 @@ def megabytes(rows):
 
 def slope(rows, least=2.):
     "By which power of the size the time grows: 1 is linear. Batches of less than `least` megabytes, where Python counts, are left out"
-    import numpy as np
     size, ms = np.array(megabytes(rows)), rows.ms.to_numpy()
     large = size >= least if (size >= least).sum() > 1 else size > 0
     return float(np.polyfit(np.log(size[large]), np.log(ms[large]), 1)[0])
