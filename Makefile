@@ -1,6 +1,8 @@
 # Every target makes its own virtual environment first: in .venv, or in VENV=folder.
 VENV ?= .venv
 DEMO := results/demo
+# Options of the benchmark, e.g. BENCH='--page nbs/experiments/results/speed.csv' to measure anew for its page.
+BENCH ?=
 
 # The code of this clone is what runs, also where several clones share one VENV.
 export PYTHONPATH := $(CURDIR)
@@ -34,5 +36,6 @@ rows: env ## run every row on fastmix and on fastai's own callbacks, and write t
 docs: env ## build the documentation site in _site/
 	@MPLBACKEND=agg PYTHONWARNINGS=ignore::FutureWarning python tools/docs.py
 
-bench: env ## measure the speed of a mixing step beside other libraries
-	@set -e; for script in bench/*.py; do echo "== $$script"; python "$$script"; done
+bench: ## measure the speed of mixing beside other libraries, which get an environment of their own
+	@tools/setup.sh "$(abspath $(VENV))-bench" bench
+	@"$(abspath $(VENV))-bench/bin/python" -m bench $(BENCH)

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Makes the virtual environment "$1" with this project's requirements, or updates it where pyproject.toml has changed.
+# The extra "$2" of pyproject.toml is installed too; without it `dev`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONPATH
 venv=$1
-stamp=$venv/.fastmix-$(cksum < pyproject.toml | cut -d ' ' -f 1)
+extra=${2:-dev}
+stamp=$venv/.fastmix-$extra-$(cksum < pyproject.toml | cut -d ' ' -f 1)
 [ -e "$stamp" ] && exit 0
 
 mkdir -p "$(dirname "$venv")"
@@ -28,6 +30,6 @@ fi
 
 echo "Installing into $venv (the first time some minutes and 6 GB, most of it PyTorch)"
 rm -f "$venv"/.fastmix-*
-"$venv/bin/python" -m pip install --disable-pip-version-check -e '.[dev]'
+"$venv/bin/python" -m pip install --disable-pip-version-check -e ".[$extra]"
 rm -f "$venv/.unfinished"
 touch "$stamp"

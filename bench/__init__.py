@@ -1,0 +1,1 @@
+"What mixing costs, measured beside other libraries: `python -m bench`"

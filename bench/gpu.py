@@ -1,0 +1,223 @@
+"""What mixing costs on a GPU: `python -m bench.gpu`
+
+Every check is a function of a device and gives the figures that it judged; `main` prints and stores them all, with its verdict. Without a
+GPU it says so and does nothing; `--device cpu` is a rehearsal of the same code on small batches, whose figures mean nothing.
+"""
+import argparse
+import contextlib
+import random
+import statistics
+import time
+from pathlib import Path
+
+import fastai.callback.mixup as theirs
+import pandas as pd
+import torch
+import torchvision
+from fastai.losses import CrossEntropyLossFlat
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+import fastmix.callback as ours
+from fastmix.mix import mix_rng
+
+from . import measure, peers
+from .peers import CLASSES, learner
+
+MIXERS = {
+    "MixUp(per='sample')": lambda: ours.MixUp(seed=0), "MixUp(per='batch')": lambda: ours.MixUp(per='batch', seed=0),
+    "CutMix(per='batch')": lambda: ours.CutMix(seed=0), "CutMix(per='sample')": lambda: ours.CutMix(per='sample', seed=0),
+    'MixChoice': lambda: ours.MixChoice(ours.MixUp(), ours.CutMix(), seed=0),
+}
+FULL = dict(shape=(256, 3, 224, 224), runs=50)
+REHEARSAL = dict(shape=(4, 3, 32, 32), runs=3)
+
+
+@contextlib.contextmanager
+def no_waiting(device):
+    "An error where the host waits for the device. Without a GPU nothing waits"
+    if torch.device(device).type != 'cuda':
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('error')
+    try: yield
+    finally: torch.cuda.set_sync_debug_mode(before)
+
+
+def seconds(calls, device, runs):
+    "The median time of each of `calls` in seconds, taken in turn. On a GPU by its own clock, from start to end on the device"
+    order, times = random.Random(0), {name: [] for name in calls}
+    cuda = torch.device(device).type == 'cuda'
+    for i in range(runs + 3):
+        for name in order.sample(list(calls), len(calls)):
+            if cuda:
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                calls[name]()
+                end.record()
+                end.synchronize()
+                took = start.elapsed_time(end)/1e3
+            else:
+                begin = time.perf_counter()
+                calls[name]()
+                took = time.perf_counter() - begin
+            if i >= 3: times[name].append(took)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def batch(device, shape, dtype=torch.bfloat16, memory_format=torch.channels_last):
+    x = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=memory_format)
+    return x, torch.randint(0, CLASSES, (shape[0],), device=device)
+
+
+def resnet(device, dtype=torch.bfloat16):
+    return torchvision.models.resnet18(num_classes=CLASSES).to(device, dtype, memory_format=torch.channels_last)
+
+
+def training_step(learn, x, y):
+    "The events of a training batch, with the model, the loss and the optimizer's step between them, and nothing else"
+    opt = torch.optim.SGD(learn.model.parameters(), lr=1e-3, momentum=.9)
+
+    def step(around=contextlib.nullcontext):
+        learn.xb, learn.yb = (x,), (y,)
+        with around(): learn('before_batch')
+        pred = learn.model(*learn.xb)
+        learn('after_pred')
+        with around(): loss = learn.loss_func(pred.float(), *learn.yb)
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        with around(): learn('after_batch')
+        learn.xb = learn.yb = None
+        return loss.detach()
+    return step
+
+
+def fault(run):
+    "The first line of the error that `run` raises, or nothing"
+    try: run()
+    except RuntimeError as error: return str(error).strip().splitlines()[0]
+    return ''
+
+
+def waits(device, shape=(8, 3, 64, 64), steps=4, mixers=MIXERS, model=resnet):
+    """Does the host ever wait for the device in the mixer's events or in the loss? For each mixer and loss torch's error, or nothing.
+
+    The first batch of a loss that fastmix does not know is left out: it is tried once, and the answer is read.
+    """
+    found = {}
+    losses = {'CrossEntropyLossFlat()': CrossEntropyLossFlat(), 'CrossEntropyLoss(weight)': torch.nn.CrossEntropyLoss(weight=torch.ones(CLASSES, device=device)),
+              'MultiMarginLoss()': torch.nn.MultiMarginLoss()}
+    for name, mixer in mixers.items():
+        for loss_name, loss in losses.items():
+            x, y = batch(device, shape)
+            step = training_step(learner(x, y, mixer(), loss, model(device)), x, y)
+            step()
+            found[f'{name}, {loss_name}'] = fault(lambda: [step(lambda: no_waiting(device)) for _ in range(steps)])
+    return found
+
+
+def compiled(device, shape=(8, 3, 64, 64), steps=6, mixers=MIXERS, model=resnet):
+    "Train a compiled model: for each mixer torch's error where the graph breaks or is compiled a second time, or nothing"
+    found, backend = {}, 'inductor' if torch.device(device).type == 'cuda' else 'aot_eager'
+    for name, mixer in mixers.items():
+        torch._dynamo.reset()
+        x, y = batch(device, shape)
+        whole = torch.compile(model(device), fullgraph=True, backend=backend)
+        step = training_step(learner(x, y, mixer(), CrossEntropyLossFlat(), whole), x, y)
+        with torch._dynamo.config.patch(error_on_recompile=True): found[name] = fault(lambda: [step() for _ in range(steps)])
+    return found
+
+
+def kernels(device, shape=(8, 3, 64, 64)):
+    "How many kernels and copies a float32 training step runs on the device (on the CPU: operators), without a callback and with each, fastai's as well"
+    cuda = torch.device(device).type == 'cuda'
+
+    def count(mixer):
+        x, y = batch(device, shape, torch.float32)
+        step = training_step(learner(x, y, mixer, CrossEntropyLossFlat(), resnet(device, torch.float32)), x, y)
+        for _ in range(3): step()
+        with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA]*cuda) as profiler:
+            step()
+            if cuda: torch.cuda.synchronize()
+        kind = DeviceType.CUDA if cuda else DeviceType.CPU
+        return sum(event.device_type == kind for event in profiler.events())
+    counts = {name: count(mixer()) for name, mixer in MIXERS.items()}
+    return {'no callback': count(None), **counts, "fastai's MixUp": count(theirs.MixUp()), "fastai's CutMix": count(theirs.CutMix())}
+
+
+def bandwidth(device, shape, runs):
+    """Gigabytes per second of a copy, which reads and writes a batch in bf16, and of each mix, by what it must read and write.
+
+    A blend reads two batches and writes one. A paste reads and writes one, like the copy.
+    """
+    x, _ = batch(device, shape, memory_format=torch.contiguous_format)
+    rng, size = mix_rng(0), x.numel()*x.element_size()/1e9
+    calls = {'x.clone()': x.clone}
+    calls |= {name: lambda mixer=mixer(): mixer.draw_mix(x, rng)(x) for name, mixer in MIXERS.items() if name != 'MixChoice'}
+    moved = {name: 3 if name.startswith('MixUp') else 2 for name in calls}
+    return {name: moved[name]*size/took for name, took in seconds(calls, device, runs).items()}
+
+
+def mixing(device, shape, runs):
+    "Every library's way to mix a batch in float32, as a multiple of its clone; the rows of `bench.run`"
+    small = [min(side, 12) for side in shape]
+    numbered = [t.to(device) for t in peers.numbered(small, 'float32', 'contiguous')]
+    peers.check_formula(*batch(device, small, torch.float32, torch.contiguous_format))
+    refused = peers.refusals(*numbered)
+    x, y = batch(device, shape, torch.float32, torch.contiguous_format)
+    calls = {'x.clone()': x.clone}
+    calls |= {f"{way.library} {way.name}, {way.kind}{', in place' if way.in_place else ''}": way.run for way in peers.ways(x, y, refused)}
+    took = seconds(calls, device, runs)
+    return {name: t/took['x.clone()'] for name, t in took.items()}
+
+
+def overhead(device, shape, runs):
+    "The seconds of a ResNet-18's training step in bf16 and channels_last, without a callback and with each"
+    x, y = batch(device, shape)
+    mixers = {'no callback': None, **{name: mixer() for name, mixer in MIXERS.items()}}
+    return seconds({name: training_step(learner(x, y, mixer, CrossEntropyLossFlat(), resnet(device)), x, y) for name, mixer in mixers.items()}, device, runs)
+
+
+def measured(device, shape, runs):
+    "All of it, as rows of a table: what, the figure, its unit, what it should be, and whether it is"
+    rows = []
+    def add(what, name, value, unit, aim='', met=''): rows.append(dict(what=what, name=name, value=value, unit=unit, aim=aim, met='' if met == '' else ('yes' if met else 'no')))
+    for what, found in ('the host never waits', waits(device)), ('no graph break, no recompilation', compiled(device)):
+        for name, error in found.items(): add(what, name, error, '', 'no error', not error)
+    counts = kernels(device)
+    for name, n in counts.items(): add('kernels and copies per step', name, n - counts['no callback']*(name != 'no callback'), 'per step' if name == 'no callback' else 'more')
+    speed = bandwidth(device, shape, runs)
+    for name, value in speed.items():
+        share = value/speed['x.clone()']
+        add('bandwidth, bf16', name, value, 'GB/s', *(('85 % of the copy', share >= .85) if name.startswith('MixUp') else ()))
+        add('bandwidth, bf16', name, 100*share, '% of the copy')
+    for name, value in mixing(device, shape, runs).items(): add('mixing one batch, float32', name, value, 'clones')
+    took = overhead(device, shape, runs)
+    for name, t in took.items():
+        add('step of a ResNet-18, bf16, channels_last', name, 1e3*t, 'ms')
+        if name != 'no callback': add('step of a ResNet-18, bf16, channels_last', name, more := 100*(t/took['no callback'] - 1), '% more', 'at most 1 %', more <= 1)
+    return pd.DataFrame(rows)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog='python -m bench.gpu', description='What mixing costs on a GPU.')
+    parser.add_argument('--device', default='cuda', help='cuda, or cpu for a rehearsal (%(default)s)')
+    parser.add_argument('--out', type=Path, default=Path('results/bench'), help='folder for gpu.csv (%(default)s)')
+    options = parser.parse_args(arguments)
+    if options.device.startswith('cuda') and not torch.cuda.is_available():
+        print('No GPU here: nothing was measured. `python -m bench.gpu --device cpu` rehearses the script.')
+        return None
+    rehearsal = torch.device(options.device).type == 'cpu'
+    table = measured(options.device, **(REHEARSAL if rehearsal else FULL))
+    options.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out/'gpu.csv', index=False)
+    if rehearsal: print('A rehearsal on the CPU: these figures mean nothing.')
+    print(', '.join(f'{name} {value}' for name, value in {**measure.machine(), **measure.versions()}.items()))
+    print(table.to_string(index=False, float_format='{:.3g}'.format))
+    return table
+
+
+if __name__ == '__main__': main()

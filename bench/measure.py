@@ -1,0 +1,106 @@
+"Time calls in turn, and say how quiet the machine was meanwhile"
+import gc
+import os
+import random
+import time
+from types import SimpleNamespace
+
+import numpy as np
+
+
+def interleave(calls, rounds, warmup=2, most=60.):
+    """The seconds that each of `calls` (name -> function) took in each round.
+
+    Every round runs the calls in an order drawn anew, so that a slow phase of the machine hits them all and none always follows the
+    same other. One that takes over four times as long as the fastest joins in every second round, over eight times in every third, and so on, up
+    to every fifth. What a call returns is released within its time. At most about `most` seconds, but three rounds.
+    """
+    order, times, start = random.Random(0), {name: [] for name in calls}, time.perf_counter()
+    every = dict.fromkeys(calls, 1)
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(-warmup, rounds):
+            if i >= 3*max(every.values()) and time.perf_counter() - start > most: break
+            for name in order.sample(list(calls), len(calls)):
+                if i % every[name]: continue
+                call, begin = calls[name], time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - begin)
+            if i == -1:
+                fastest = min(t[-1] for t in times.values())
+                every = {name: min(1 + int(t[-1]/fastest/4), 5) for name, t in times.items()}
+                times = {name: [] for name in calls}
+            gc.collect(0)
+    finally:
+        if collecting: gc.enable()
+    return times
+
+
+def spread(times):
+    "The distance between the quartiles, as a share of the median"
+    low, middle, high = np.percentile(times, [25, 50, 75])
+    return (high-low)/middle
+
+
+def processor_seconds():
+    "What all processes of the machine have used so far, and what there was; `None` where the system does not tell"
+    try: fields = open('/proc/stat').readline().split()[1:9]
+    except OSError: return None
+    user, nice, system, idle, iowait, irq, softirq, steal = (int(f)/os.sysconf('SC_CLK_TCK') for f in fields)
+    used = user + nice + system + irq + softirq + steal
+    return used, used + idle + iowait
+
+
+def quietly(measure, base, attempts=3, most=.1, until=float('inf')):
+    """Run `measure`, which returns the times of each call, until it was quiet, and return the quietest attempt.
+
+    Quiet means: other processes had less than `most` of the processors, and the times of `base`, the yardstick, spread by less than
+    twice that. Another attempt begins only before `until`, a time of `time.perf_counter`.
+    """
+    best = None
+    for attempt in range(attempts):
+        if attempt and time.perf_counter() > until: break
+        before, own = processor_seconds(), time.process_time()
+        times = measure()
+        own, after = time.process_time() - own, processor_seconds()
+        others = float('nan')
+        if before: others = max(0, (after[0]-before[0]-own)/max(after[1]-before[1], 1e-9))
+        load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
+        result = SimpleNamespace(times=times, others=others, load=load, spread=spread(times[base]), attempts=attempt+1)
+        noise = np.nan_to_num(others) + result.spread/2
+        if best is None or noise < best.noise: best = SimpleNamespace(**{**vars(result), 'noise': noise})
+        best.attempts = attempt+1
+        if not (others > most or result.spread > 2*most): break
+        print(f'    busy: load {load:.1f}, other processes had {others:.0%} of the processors, the yardstick spread by {result.spread:.0%}', flush=True)
+    return best
+
+
+def machine():
+    "The machine in plain words, as a dictionary"
+    import platform
+
+    import torch
+    words = {'processor': platform.machine(), 'cores': os.cpu_count(), 'threads': torch.get_num_threads()}
+    if os.path.exists('/proc/cpuinfo'):
+        names = [line.split(':', 1)[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')]
+        if names: words['processor'] = names[0]
+    if hasattr(os, 'sched_getaffinity'): words['cores'] = len(os.sched_getaffinity(0))
+    if 'SC_PHYS_PAGES' in os.sysconf_names: words['memory'] = f"{os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')/2**30:.0f} GiB"
+    words['accelerator'] = torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'
+    words['system'] = platform.system()
+    return words
+
+
+def versions():
+    "The version of Python and of every library that is measured or measures; an empty text where it is not installed"
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import fastmix
+    found = {'python': platform.python_version(), 'fastmix': fastmix.__version__}
+    for name in ('fastai', 'torch', 'torchvision', 'timm', 'kornia', 'keras', 'numpy'):
+        try: found[name] = version(name)
+        except PackageNotFoundError: found[name] = ''
+    return found

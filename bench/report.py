@@ -1,0 +1,187 @@
+"Read a table of figures, and show it as text, as tables and as pictures. Nothing is measured here"
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+GROUPS = [('MixUp', 'sample'), ('MixUp', 'batch'), ('CutMix', 'batch'), ('CutMix', 'sample')]
+COLORS = {'fastmix': '#d1495b', 'fastai': '#2e6f95', 'torch': '#8d99a6'}
+FIGURES = ['value', 'ms', 'spread', 'load', 'others']
+
+
+def write(table, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = table.copy()
+    for name in FIGURES: table[name] = table[name].map(lambda v: f'{v:.4g}' if isinstance(v, float) else v)
+    table.to_csv(path, index=False)
+
+
+def read(path): return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def figures(table, section, case=None):
+    "The rows of a section that hold a figure, with numbers for numbers"
+    rows = table[(table.section == section) & (table.value != '')]
+    if case is not None: rows = rows[rows.case == case]
+    return rows.assign(**{name: pd.to_numeric(rows[name], errors='coerce') for name in FIGURES})
+
+
+def cases(table, section): return list(dict.fromkeys(table[table.section == section].case))
+
+
+def settings(table, section): return dict(table[table.section == section][['name', 'value']].values)
+
+
+def machine(table):
+    "The machine in a sentence"
+    found = settings(table, 'machine')
+    memory = f", {found['memory']} of memory" if 'memory' in found else ''
+    return f"{found['cores']} cores ({found['processor']}){memory}; threads that torch computed with: {found['threads']}; accelerator: {found['accelerator']}"
+
+
+def libraries(table): return ', '.join(f"{name} {version or 'not installed'}" for name, version in settings(table, 'version').items())
+
+
+def quiet(table):
+    "How busy the machine was while it measured: the load, and the share of the processors that other processes had, at most"
+    timed = table[table.load != '']
+    return pd.to_numeric(timed.load).max(), pd.to_numeric(timed.others, errors='coerce').max()
+
+
+def group(rows, method, per):
+    "The rows of one way of mixing; a λ for each pair of samples counts as one for each sample"
+    return rows[(rows.method == method) & rows.per.isin([per] if per == 'batch' else ['sample', 'pair'])]
+
+
+def compared(table):
+    """For each case and way of mixing: what fastmix's callback costs, and its fastest peer, both as multiples of the clone.
+
+    `ahead` says who is, or 'level' where the two are within 3 % of each other; empty where no peer offers it.
+    """
+    lines = []
+    for case in cases(table, 'mixing'):
+        rows = figures(table, 'mixing', case)
+        for method, per in GROUPS:
+            offers = group(rows, method, per)
+            own = offers[(offers.library == 'fastmix') & (offers.kind == 'callback')].value.iloc[0]
+            peers = offers[offers.library != 'fastmix'].sort_values('value')
+            line = dict(case=case, method=method, per=per, fastmix=own, peer='', value=float('nan'), ahead='')
+            if len(peers):
+                best = peers.iloc[0]
+                who = 'level' if abs(own/best.value - 1) <= .03 else 'fastmix' if own < best.value else best.library
+                line |= dict(peer=f"{best.library} {best['name']}" + (', in place' if best.in_place else ''), value=best.value, ahead=who)
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def text(table):
+    "The whole table, to be printed"
+    blocks = [machine(table), libraries(table)]
+    for section, unit in ('mixing', 'x.clone()'), ('memory', 'one batch'), ('loss', 'the plain loss'), ('loss memory', 'the prediction'), ('step', 'the step without a callback'):
+        for case in cases(table, section):
+            blocks.append(f'\n{section}: {case}; times {unit}')
+            for _, row in figures(table, section, case).iterrows():
+                kind = f' [{row.kind}]' if row.kind and section != 'memory' else ''
+                blocks.append(f"{row.value:8.2f}  {row.library:12}{row['name']}{kind}{'  (in place)' if row.in_place else ''}")
+            for _, row in table[(table.section == section) & (table.case == case) & (table.note != '')].iterrows():
+                blocks.append(f"       –  {row.library:12}{row['name']}: {row.note}")
+    for case in cases(table, 'python'):
+        blocks.append(f'\nthe Python time of a callback: {case}; microseconds')
+        rows = figures(table, 'python', case)
+        parts = list(dict.fromkeys(rows.kind))
+        blocks.append('  '.join(f'{part:>26}' for part in parts))
+        for (library, name), arm in rows.groupby(['library', 'name'], sort=False):
+            if library != 'torch': blocks.append('  '.join(f'{value:26.0f}' for value in arm.set_index('kind').value[parts]) + f'  {library} {name}')
+    rows = figures(table, 'size')
+    if len(rows):
+        blocks.append('\nthe cost against the size; times x.clone() of the same size')
+        for (kind, name), line in rows[rows.library == 'fastmix'].groupby(['kind', 'name'], sort=False):
+            blocks.append(f"  {kind}, {name}: " + ', '.join(f"{row.value:.2f} at {row.case.split()[0]}" for _, row in line.iterrows()))
+    return '\n'.join(blocks)
+
+
+def bars(ax, labels, values, colors, hatches):
+    "Horizontal bars with their figures; those far beyond the others are cut, and say so with an arrow"
+    most = max(6., 2.5*np.median(values))
+    at = range(len(values))[::-1]
+    drawn = ax.barh(at, [min(v, most) for v in values], color=colors, height=.72)
+    for bar, hatch in zip(drawn, hatches):
+        if hatch: bar.set(hatch='////', edgecolor='white', linewidth=0)
+    for y, value in zip(at, values):
+        ax.text(min(value, most) + .012*min(max(values), most), y, f'{value:.2f}' + (' →' if value > most else ''), va='center', fontsize=8,
+                bbox=dict(facecolor='white', edgecolor='none', pad=.6))
+    ax.axvline(1, color='#444444', linewidth=.8, linestyle=':', zorder=.5)
+    ax.set_yticks(list(at), labels, fontsize=8)
+    ax.set_xlim(0, min(max(values), most)*1.18)
+    ax.tick_params(axis='x', labelsize=8)
+    ax.spines[['top', 'right']].set_visible(False)
+    return ax
+
+
+def mixing_bars(table, case, section='mixing', axes=None):
+    "What it costs to mix one batch of a case: MixUp on the left, CutMix on the right"
+    rows = figures(table, section, case)
+    rows = rows[(rows.library != 'fastmix') | (rows.kind == 'callback')]
+    if axes is None: _, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout='constrained')
+    for ax, method in zip(axes, ('MixUp', 'CutMix')):
+        shown = rows[rows.method == method].sort_values('value')
+        labels = [f"{row.library}, per {row.per}{' *' if row.in_place else ''}" for _, row in shown.iterrows()]
+        bars(ax, labels, list(shown.value), [COLORS.get(library, '#b5bec8') for library in shown.library], [row.in_place for _, row in shown.iterrows()])
+        ax.set_title(method, fontsize=10)
+    axes[0].figure.suptitle(f"{case}, {'times x.clone()' if section == 'mixing' else 'peak of memory in batches'}   (* writes into the batch it was given)", fontsize=10)
+    return axes
+
+
+def loss_bars(table, case, section='loss', ax=None):
+    "What the loss costs, forward and backward"
+    rows = figures(table, section, case).sort_values('value')
+    if ax is None: _, ax = plt.subplots(figsize=(11, .5 + .27*len(rows)), layout='constrained')
+    labels = [f"{row.library}: {row['name']}" for _, row in rows.iterrows()]
+    bars(ax, labels, list(rows.value), [COLORS.get(library, '#b5bec8') for library in rows.library], ['']*len(rows))
+    ax.set_title(f"{case}, {'times the plain loss, forward and backward' if section == 'loss' else 'peak of memory in predictions'}", fontsize=10)
+    return ax
+
+
+def size_lines(table, axes=None):
+    "The time of a call against the size of the batch in megabytes, both on logarithmic scales"
+    if axes is None: _, axes = plt.subplots(1, 2, figsize=(11, 3.4), layout='constrained')
+    rows = figures(table, 'size')
+    for ax, (kind, part) in zip(axes, rows.groupby('kind', sort=False)):
+        for (library, name), line in part.groupby(['library', 'name'], sort=False):
+            ax.plot(megabytes(line), line.ms, marker='o', markersize=3, linewidth=1, color=COLORS['torch'] if library == 'torch' else None,
+                    label=f'{name}: slope {slope(line):.2f}')
+        ax.set(xscale='log', yscale='log', xlabel='one batch, MB', ylabel='ms')
+        ax.set_title(f'against the {kind}', fontsize=10)
+        ax.set_xticks(ticks := sorted(set(megabytes(part))), [f'{tick:.3g}' for tick in ticks])
+        ax.yaxis.set_major_formatter('{x:g}')
+        ax.minorticks_off()
+        ax.spines[['top', 'right']].set_visible(False)
+        ax.legend(fontsize=7, frameon=False)
+    return axes
+
+
+def megabytes(rows):
+    "The size of a float32 batch, from its case"
+    sizes = []
+    for case in rows.case:
+        values = 1
+        for side in case.split()[0].split('×'): values *= int(side)
+        sizes.append(4*values/1e6)
+    return sizes
+
+
+def slope(rows, least=2.):
+    "By which power of the size the time grows: 1 is linear. Batches of less than `least` megabytes, where Python counts, are left out"
+    size, ms = np.array(megabytes(rows)), rows.ms.to_numpy()
+    large = size >= least if (size >= least).sum() > 1 else size > 0
+    return float(np.polyfit(np.log(size[large]), np.log(ms[large]), 1)[0])
+
+
+def picture(table):
+    "The first case, the losses and the sizes on one page"
+    losses = cases(table, 'loss')
+    figure = plt.figure(figsize=(12, 11), layout='constrained')
+    top, *middle, bottom = figure.subfigures(2 + len(losses), 1, height_ratios=[1.5, *[1.1]*len(losses), 1.2])
+    mixing_bars(table, cases(table, 'mixing')[0], axes=top.subplots(1, 2))
+    for part, case in zip(middle, losses): loss_bars(table, case, ax=part.subplots())
+    size_lines(table, bottom.subplots(1, 2))
+    return figure

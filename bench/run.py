@@ -1,0 +1,186 @@
+"""Measure everything in one run, and write it as a table, a CSV and a picture: `python -m bench`."""
+import argparse
+import os
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from . import losses, memory, peers, report, steps
+from .measure import interleave, machine, quietly, spread, versions
+
+# Shape, type, layout; the first is the case that all libraries are compared in.
+CASES = [
+    ((64, 3, 224, 224), 'float32', 'contiguous'),
+    ((64, 3, 224, 224), 'bfloat16', 'contiguous'),
+    ((64, 3, 224, 224), 'float32', 'channels_last'),
+    ((512, 3, 32, 32), 'float32', 'contiguous'),
+    ((512, 3, 32, 32), 'bfloat16', 'contiguous'),
+    ((256, 1, 28, 28), 'float32', 'contiguous'),
+    ((4, 1, 64, 128, 128), 'float32', 'contiguous'),
+    ((4, 1, 64, 128, 128), 'bfloat16', 'contiguous'),
+]
+FULL = dict(cases=CASES, rounds=30, most=22., memory=[CASES[i] for i in (0, 1, 2, 6)], steps=((64, 3, 32, 32), 8, 8), python=400,
+            losses={'classes': ((256, 1000), 60), 'segmentation': ((8, 21, 512, 512), 8)},
+            sizes=([16, 32, 64, 128, 256], 128, 32, [64, 96, 128, 192, 256, 384], 25))
+QUICK = dict(cases=[((4, 3, 8, 8), 'float32', 'contiguous'), ((4, 3, 8, 8), 'bfloat16', 'channels_last'), ((4, 1, 4, 8, 8), 'float32', 'contiguous')],
+             rounds=3, most=2., memory=[((64, 3, 128, 128), 'float32', 'contiguous')], steps=((8, 3, 8, 8), 2, 3), python=10,
+             losses={'classes': ((8, 10), 3), 'segmentation': ((2, 3, 8, 8), 3)}, sizes=([2, 4], 8, 2, [8, 16], 3))
+COLUMNS = ['section', 'case', 'library', 'name', 'kind', 'method', 'per', 'in_place', 'value', 'unit', 'ms', 'spread', 'load', 'others', 'note']
+
+
+def title(shape, dtype, layout): return f"{'×'.join(map(str, shape))} {dtype}" + ('' if layout == 'contiguous' else f', {layout}')
+
+
+def batch(shape, dtype, layout):
+    "A batch of random numbers, and labels"
+    return peers.laid_out(torch.randn(shape), dtype, layout), torch.randint(0, peers.CLASSES, (shape[0],))
+
+
+class Run:
+    "The rows so far, and how long another attempt may still begin"
+    def __init__(self, patience): self.rows, self.until = [], time.perf_counter() + patience
+
+    def add(self, section, case='', **kwargs): self.rows.append({**dict.fromkeys(COLUMNS, ''), 'section': section, 'case': case, **kwargs})
+
+    def timed(self, section, case, calls, base, rounds, unit, most=60., warmup=2):
+        "Time `calls`, (description as a dictionary, function) by name, and add a row for each: a multiple of the one named `base`"
+        functions = {name: call for name, (_, call) in calls.items()}
+        best = quietly(lambda: interleave(functions, rounds, warmup, most), base, until=self.until)
+        medians = {name: statistics.median(times) for name, times in best.times.items()}
+        for name, (description, _) in calls.items():
+            self.add(section, case, **description, value=medians[name]/medians[base], unit=unit, ms=1e3*medians[name],
+                     spread=spread(best.times[name]), load=best.load, others=best.others)
+        print(f'  {section}, {case}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, '
+              f'yardstick {1e3*medians[base]:.3g} ms ± {best.spread/2:.0%}, {len(best.times[base])} rounds, attempt {best.attempts}', flush=True)
+        return best, medians
+
+
+def describe(way): return dict(library=way.library, name=way.name, kind=way.kind, method=way.method, per=way.per, in_place='yes' if way.in_place else '')
+
+
+def mixing(run, cases, rounds, most):
+    "One batch, by every way, as a multiple of its clone"
+    for case in cases:
+        shape, dtype, layout = case
+        small = tuple(min(side, 12) for side in shape)
+        peers.check_formula(*batch(small, dtype, layout))
+        refused = peers.refusals(*peers.numbered(small, dtype, layout))
+        x, y = batch(*case)
+        ways = peers.ways(x, y, refused)
+        calls = {'clone': (dict(library='torch', name='x.clone()', kind='call'), x.clone)}
+        calls |= {f'{w.library} {w.name} {w.kind}': (describe(w), w.run) for w in ways}
+        run.timed('mixing', title(*case), calls, 'clone', rounds, 'clone', most)
+        for way in peers.ways(x, y):
+            if (name := f'{way.library} {way.name}') in refused: run.add('mixing', title(*case), **describe(way), note=refused[name])
+        for name in peers.missing: run.add('mixing', title(*case), library=name, note='not installed')
+
+
+def memories(run, cases, tasks):
+    "The peak of memory, in a process of its own"
+    if not memory.available():
+        run.add('memory', note='not measured: this system does not tell')
+        return
+    found = memory.measured([['mixing', *case] for case in cases] + [['losses', task, shape] for task, (shape, _) in tasks.items()])
+    for case, rows in zip(cases, found):
+        for library, name, kind, method, per, in_place, value in rows:
+            run.add('memory', title(*case), library=library, name=name, kind=kind, method=method, per=per, in_place='yes' if in_place else '', value=value, unit='batch')
+    for (task, (shape, _)), rows in zip(tasks.items(), found[len(cases):]):
+        for library, name, group, value in rows: run.add('loss memory', loss_title(task, shape), library=library, name=name, kind=group, value=value, unit='prediction')
+    print('  memory: done', flush=True)
+
+
+def loss_title(task, shape): return f"{task}, {'×'.join(map(str, shape))}"
+
+
+def weighted_losses(run, tasks, most):
+    "The loss, forward and backward, as a multiple of the plain one"
+    for task, (shape, rounds) in tasks.items():
+        _, calls = losses.losses(task, shape)
+        value = {c.name: float(c.run()) for c in calls if c.library == 'fastmix'}
+        torch.testing.assert_close(value['nn.CrossEntropyLoss()'], value['a loss that it does not know'], rtol=1e-4, atol=1e-5)
+        run.timed('loss', loss_title(task, shape), {f'{c.library} {c.name}': (dict(library=c.library, name=c.name, kind=c.group), c.run) for c in calls},
+                  f'{calls[0].library} {calls[0].name}', rounds, 'plain loss', most)
+
+
+def whole_steps(run, shape, n, rounds):
+    "One training step of a small network, as a multiple of the step without a callback"
+    calls = steps.training(*batch(shape, 'float32', 'contiguous'), n)
+    calls = {f'{library} {name}': (dict(library=library, name=name), call) for (library, name), call in calls.items()}
+    case = f"small ResNet, {'×'.join(map(str, shape))}"
+    _, medians = run.timed('step', case, calls, 'torch no callback', rounds, 'step without a callback', warmup=1)
+    for row in run.rows:
+        if row['section'] == 'step': row['ms'] /= n
+
+
+def python_time(run, rounds):
+    "Microseconds that a callback itself takes, beside one that does nothing and the plain loss"
+    x, y = batch((64, 1, 8, 8), 'float32', 'contiguous')
+    with steps.one_thread():
+        for part in steps.PARTS:
+            calls = steps.events(x, y, part)
+            calls = {f'{library} {name}': (dict(library=library, name=name, kind=part), call) for (library, name), call in calls.items()}
+            best = quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds, warmup=20), 'torch no callback', until=run.until)
+            median = {name: 1e6*statistics.median(times) for name, times in best.times.items()}
+            for name, (description, _) in calls.items():
+                run.add('python', '64×1×8×8 float32, one thread', **description, value=median[name] - median['torch no callback'], unit='µs',
+                        ms=median[name]/1e3, spread=spread(best.times[name]), load=best.load, others=best.others)
+            print(f'  python, {part}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, attempt {best.attempts}', flush=True)
+
+
+def sizes(run, batches, side, n, sides, rounds):
+    "The cost against the size of the batch, and of the image"
+    shapes = {'batch size': [(b, 3, side, side) for b in batches], 'image size': [(n, 3, s, s) for s in sides]}
+    for what, shapes in shapes.items():
+        calls = {}
+        for shape in shapes:
+            x, y = batch(shape, 'float32', 'contiguous')
+            case = title(shape, 'float32', 'contiguous')
+            calls[case, 'clone'] = dict(library='torch', name='x.clone()'), x.clone
+            calls |= {(case, w.name): (describe(w), w.run) for w in peers.fastmix(x, y) if w.kind == 'call'}
+        best = quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds, most=15.), (title(shapes[-1], 'float32', 'contiguous'), 'clone'), until=run.until)
+        median = {name: statistics.median(times) for name, times in best.times.items()}
+        for (case, name), (description, _) in calls.items():
+            run.add('size', case, **{**description, 'kind': what}, value=median[case, name]/median[case, 'clone'], unit='clone', ms=1e3*median[case, name],
+                    spread=spread(best.times[case, name]), load=best.load, others=best.others)
+        print(f'  size, {what}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, attempt {best.attempts}', flush=True)
+
+
+def measure(settings, patience):
+    "All rows of one run, as a table"
+    run = Run(patience)
+    for name, value in machine().items(): run.add('machine', name=name, value=value)
+    for name, value in versions().items(): run.add('version', name=name, value=value, note='' if value else 'not installed')
+    start = time.perf_counter()
+    mixing(run, settings['cases'], settings['rounds'], settings['most'])
+    weighted_losses(run, settings['losses'], 2*settings['most'])
+    whole_steps(run, *settings['steps'])
+    python_time(run, settings['python'])
+    sizes(run, *settings['sizes'])
+    memories(run, settings['memory'], settings['losses'])
+    run.add('machine', name='seconds', value=round(time.perf_counter() - start))
+    return pd.DataFrame(run.rows, columns=COLUMNS)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog='python -m bench', description=__doc__.split(':')[0])
+    parser.add_argument('--out', type=Path, default=Path('results/bench'), help='folder for speed.csv and speed.png (%(default)s)')
+    parser.add_argument('--page', type=Path, help='write the table of the documentation, a CSV, here as well')
+    parser.add_argument('--quick', action='store_true', help='tiny batches: does everything run? The figures mean nothing')
+    parser.add_argument('--patience', type=float, default=240, help='seconds after which nothing is measured again for a busy machine (%(default)s)')
+    options = parser.parse_args(arguments)
+    warnings.filterwarnings('ignore', category=FutureWarning)
+    torch.manual_seed(0)
+    np.random.seed(0) # timm draws from it
+    table = measure(QUICK, 0) if options.quick else measure(FULL, options.patience)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for path in filter(None, (options.out/'speed.csv', options.page)): report.write(table, path)
+    table = report.read(options.out/'speed.csv')
+    print(report.text(table))
+    report.picture(table).savefig(options.out/'speed.png', dpi=110)
+    print(f"The table and a picture are in {options.out}{os.sep}")
+    return table

@@ -1,0 +1,226 @@
+"""The benchmark runs, and measures what it says. Its figures are for `make bench`: a test says nothing about speed."""
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from bench import gpu, losses, measure, memory, peers, report, run, steps
+from fastmix.callback import MixUp
+from fastmix.mix import Blend, Paste
+
+
+@pytest.fixture(scope='module')
+def table(tmp_path_factory):
+    "A quick run"
+    folder = tmp_path_factory.mktemp('bench')
+    run.main(['--quick', '--out', str(folder), '--page', str(folder/'page.csv')])
+    assert (folder/'page.csv').read_text() == (folder/'speed.csv').read_text()
+    assert (folder/'speed.png').stat().st_size > 10_000
+    return report.read(folder/'speed.csv')
+
+
+def test_every_section_is_there(table):
+    assert list(table.columns) == run.COLUMNS
+    expected = {'machine', 'version', 'mixing', 'loss', 'step', 'python', 'size', 'memory'} | ({'loss memory'} if memory.available() else set())
+    assert set(table.section) == expected
+    assert {'cores', 'threads'} <= set(report.settings(table, 'machine')) and report.settings(table, 'version')['torch'] == torch.__version__.split('+')[0]
+
+
+def test_every_figure_is_one(table):
+    for section in set(table.section) - {'machine', 'version'}:
+        rows = report.figures(table, section)
+        assert np.isfinite(rows.value).all() and (section == 'python' or (rows.value >= 0).all())
+        if 'memory' not in section: assert (rows.ms > 0).all() and np.isfinite(rows.load).all()
+
+
+def test_every_way_is_measured_or_says_why_not(table):
+    for case in report.cases(table, 'mixing'):
+        rows = table[(table.section == 'mixing') & (table.case == case)]
+        assert set(rows.library) == {'torch', *peers.LIBRARIES}
+        assert ((rows.value == '') == (rows.note != '')).all()
+        assert set(rows[rows.note == 'not installed'].library) == set(peers.missing)
+        ours = report.figures(table, 'mixing', case).query('library == "fastmix"')
+        assert set(zip(ours.method, ours.per, ours.kind)) == {(m, p, k) for m, p in report.GROUPS for k in ('call', 'callback')}
+
+
+@pytest.mark.parametrize('name', [name for name in peers.LIBRARIES if name != 'fastmix'])
+def test_peers_mix(name):
+    if name in peers.missing: pytest.skip(f'{name} is not installed: `make bench` has it')
+    x, y = peers.numbered((6, 3, 12, 12), 'float32', 'contiguous')
+    ways = list(getattr(peers, name)(x, y))
+    assert ways
+    for way in ways:
+        before = x.clone()
+        peers.check(way, x)
+        x.copy_(before)
+
+
+def test_the_formula_catches_a_wrong_mix():
+    x = torch.randn(5, 3, 6, 6)
+    for mix in Blend(.7, [1, 2, 3, 4, 0]), Paste([[1, 4], [2, 6]], (6, 6), [2, 3, 4, 0, 1]):
+        torch.testing.assert_close(mix(x), peers.formula(mix, x))
+        assert not torch.allclose(mix(x), peers.formula(mix, x.flip(0)))
+
+
+@pytest.mark.parametrize('method, wrong', [
+    ('MixUp', lambda x: x.where(torch.rand(x.shape) < .5, x.flip(0))), # a place of either
+    ('MixUp', lambda x: x + 1),
+    ('CutMix', lambda x: (x + x.flip(0))/2 + .25),
+    ('CutMix', lambda x: x.double()),
+    ('CutMix', lambda x: x.mul_(1)*0 + x.add_(1) - 1), # writes into its batch and does not say so
+])
+def test_check_refuses_what_does_not_mix(method, wrong):
+    x, _ = peers.numbered((6, 3, 12, 12), 'float32', 'contiguous')
+    with pytest.raises(AssertionError): peers.check(peers.way('', 'wrong', method, 'batch', lambda: wrong(x)), x)
+
+
+def test_a_peer_that_cannot_is_named_with_its_reason(monkeypatch):
+    def broken(x, y): yield peers.way('timm', 'broken', 'MixUp', 'batch', lambda: 1/0)
+    monkeypatch.setattr(peers, 'timm', broken)
+    monkeypatch.setattr(peers, 'missing', [name for name in peers.LIBRARIES if name not in ('fastmix', 'timm')])
+    x, y = peers.numbered((4, 3, 8, 8), 'float32', 'contiguous')
+    assert peers.refusals(x, y) == {'timm broken': 'division by zero'}
+    assert 'broken' not in [w.name for w in peers.ways(x, y, peers.refusals(x, y))]
+
+
+@pytest.mark.parametrize('task, shape', [('classes', (16, 7)), ('segmentation', (3, 5, 6, 4))])
+def test_one_softmax_and_two_losses_agree(task, shape):
+    pred, calls = losses.losses(task, shape)
+    calls = {c.name: c for c in calls if c.library == 'fastmix'}
+    assert len(calls) == 4
+    found = {}
+    for name, call in calls.items():
+        grads = []
+        handle = pred.register_hook(grads.append)
+        found[name] = call.run(), grads[0]
+        handle.remove()
+    known = found['nn.CrossEntropyLoss()']
+    for name in found:
+        if 'weight' in name: continue
+        torch.testing.assert_close(torch.Tensor(found[name][0]), known[0])
+        torch.testing.assert_close(torch.Tensor(found[name][1]), known[1])
+
+
+@pytest.mark.skipif(not memory.available(), reason='this system does not tell the peak of memory')
+def test_the_peak_of_memory_is_what_is_known(table):
+    rows = report.figures(table, 'memory')
+    found = rows[rows.library == 'torch'].set_index('name').value
+    assert found['x.clone()'] == pytest.approx(1, abs=.03) and found['two batches'] == pytest.approx(2, abs=.03)
+    assert found['NumPy, two batches'] == pytest.approx(2, abs=.03)
+
+
+def test_calls_run_in_turn_and_slow_ones_less_often():
+    ran = []
+    calls = {'quick': lambda: ran.append('quick'), 'slow': lambda: (ran.append('slow'), sum(range(200_000)))}
+    times = measure.interleave(calls, rounds=10, warmup=2)
+    assert len(times['quick']) == 10 and len(times['slow']) == 2
+    assert set(ran[:2]) == set(ran[2:4]) == {'quick', 'slow'} and len(ran) == 16
+    assert np.median(times['slow']) > np.median(times['quick'])
+
+
+def test_the_quietest_attempt_counts():
+    attempts = [{'base': [1., 2., 3.]}, {'base': [1., 1.1, 1.]}, {'base': [1., 5., 9.]}]
+    best = measure.quietly(iter(attempts).__next__, 'base', most=0)
+    assert best.times is attempts[1] and best.attempts == 3
+    late = measure.quietly(iter(attempts).__next__, 'base', most=0, until=-math.inf)
+    assert late.times is attempts[0] and late.attempts == 1
+
+
+def test_a_slope_of_one_is_linear():
+    rows = pd.DataFrame(dict(case=[f'{n}×3×224×224 float32' for n in (8, 16, 64)], ms=[8., 16., 64.]))
+    assert report.slope(rows) == pytest.approx(1)
+    assert report.slope(rows.assign(ms=rows.ms**2)) == pytest.approx(2)
+
+
+def test_who_is_ahead(table):
+    rows = table[(table.section == 'mixing')].copy()
+    case = rows.case.iloc[0]
+    def cost(library, value): rows.loc[(rows.library == library) & (rows.method == 'MixUp') & (rows.per == 'batch') & (rows.case == case), 'value'] = value
+    def ahead():
+        found = report.compared(rows)
+        return found[(found.case == case) & (found.method == 'MixUp') & (found.per == 'batch')].ahead.item()
+    for name in peers.LIBRARIES: cost(name, '9')
+    cost('fastmix', '1.5'), cost('torchvision', '1.2')
+    assert ahead() == 'torchvision'
+    cost('fastmix', '1.1')
+    assert ahead() == 'fastmix'
+    cost('fastmix', '1.19')
+    assert ahead() == 'level'
+
+
+def test_python_time_leaves_the_loss_as_it_is():
+    x, y = run.batch((8, 1, 4, 4), 'float32', 'contiguous')
+    for part in steps.PARTS:
+        for call in steps.events(x, y, part).values():
+            call()
+            call()
+
+
+def test_the_script_for_a_gpu_says_when_there_is_none(capsys, tmp_path):
+    if torch.cuda.is_available(): pytest.skip('there is one')
+    assert gpu.main(['--out', str(tmp_path)]) is None and 'No GPU here' in capsys.readouterr().out
+
+
+def conv(device): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, peers.CLASSES)).to(device, torch.bfloat16)
+
+
+class Breaks(nn.Module):
+    "Cannot be compiled whole"
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return x
+
+
+def breaking(device): return nn.Sequential(Breaks(), conv(device))
+
+
+class Changing(MixUp):
+    "Cuts a column off every second batch, so that a compiled model must be compiled again"
+    def before_batch(self):
+        super().before_batch()
+        self.odd = not getattr(self, 'odd', False)
+        if self.odd: self.learn.xb = (self.learn.xb[0][..., 1:],)
+
+
+def test_rehearsal_of_the_checks_for_a_gpu():
+    shape = (4, 3, 8, 8)
+    assert set(gpu.waits('cpu', shape, 1, model=conv).values()) == {''}
+    assert gpu.compiled('cpu', shape, 2, {'MixUp': MixUp}, conv) == {'MixUp': ''}
+    assert gpu.compiled('cpu', shape, 2, {'MixUp': MixUp}, breaking)['MixUp']
+    assert gpu.compiled('cpu', shape, 3, {'changing': Changing}, conv)['changing']
+    speed = gpu.bandwidth('cpu', (4, 3, 8, 8), 2)
+    assert min(speed.values()) > 0 and len(speed) == 5
+
+
+@pytest.mark.cuda
+def test_the_host_never_waits(): assert set(gpu.waits('cuda').values()) == {''}
+
+
+@pytest.mark.cuda
+def test_waiting_is_noticed():
+    with pytest.raises(RuntimeError), gpu.no_waiting('cuda'): torch.ones(3, device='cuda').sum().item()
+
+
+@pytest.mark.cuda
+def test_a_compiled_model_is_compiled_once(): assert set(gpu.compiled('cuda').values()) == {''}
+
+
+@pytest.mark.cuda
+def test_few_kernels():
+    counts = gpu.kernels('cuda')
+    assert counts["MixUp(per='sample')"] - counts['no callback'] < counts["fastai's MixUp"] - counts['no callback']
+
+
+@pytest.mark.cuda
+def test_mixup_is_as_fast_as_the_memory():
+    speed = gpu.bandwidth('cuda', **gpu.FULL)
+    assert min(speed["MixUp(per='sample')"], speed["MixUp(per='batch')"]) >= .85*speed['x.clone()']
+
+
+@pytest.mark.cuda
+def test_a_step_takes_one_percent_more_at_most():
+    took = gpu.overhead('cuda', **gpu.FULL)
+    assert max(took.values()) <= 1.01*took['no callback']
