@@ -19,7 +19,6 @@ env: ## make the virtual environment, anew only when pyproject.toml changed
 
 demo: env ## compare training without mixing, with MixUp and with CutMix on handwritten digits
 	@fastmix --out $(DEMO) --force
-	@echo "The table, the learning curves and a picture of a mixed batch per arm are in $(DEMO)/"
 
 test: env ## run all tests
 	@tools/test.sh
