@@ -1,6 +1,7 @@
 """The site of `make docs`: complete, without dead links, and readable in a real browser, light and dark, wide and narrow."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,12 +86,14 @@ class TestPages:
         assert len(found) > 60 and not missing
 
     def test_entries_lead_to_the_line_in_the_source(self, site, pages):
+        from pages import config
         wrong = []
         for module, page, names in entries():
+            file = f'fastmix/{Path(module.__file__).name}'
             links = [link.partition('#') for link, kind in pages[page].links if 'source' in kind.split()]
-            lines = {name: Path(module.__file__).read_text().splitlines()[int(anchor.rpartition('-')[2]) - 1]
+            lines = {name: Path(module.__file__).read_text().splitlines()[int(re.search(r'\d+$', anchor)[0]) - 1]
                      for name, (path, _, anchor) in zip(self.order(pages[page], names), links)}
-            assert {path for path, _, _ in links} == {f'source/fastmix/{Path(module.__file__).name}.html'}
+            assert {path for path, _, _ in links} == {f'{config.git_url}/blob/{config.branch}/{file}' if config.git_url else f'source/{file}.html'}
             wrong += [(name, line) for name, line in lines.items() if name.rpartition('.')[2] not in line and '@' not in line]
             assert len(lines) == len(names), page
         assert not wrong
