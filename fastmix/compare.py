@@ -144,11 +144,13 @@ def calls_of(
     return ' '.join([*names, *defaults, *sorted(constants), *(f'{name}={value}' for name, value in sorted(values.items()))])
 
 def arm_text(
-    mixer: Callback, # None: nothing
+    arm: Callback, # or a class, or several; None: nothing
 ) -> str: # for example `MixUp(alpha=0.4, per=sample, …)`
-    "A mixer, or other callback, with its arguments"
-    if mixer is None: return 'no mixing'
-    return f"{type(mixer).__name__}({', '.join(f'{name}={value}' for name, value in init_args(mixer).items())})"
+    "A mixer, or what else an arm adds to its `Learner`, with its arguments"
+    if arm is None: return 'no mixing'
+    if isinstance(arm, (list, tuple)): return ' + '.join(map(arm_text, arm))
+    if isinstance(arm, type): arm = arm()
+    return f"{type(arm).__name__}({', '.join(f'{name}={value}' for name, value in init_args(arm).items())})"
 
 def settings_of(
     learn: Learner, # a new one
@@ -213,7 +215,8 @@ def read_results(
     folder = Path(folder)
     settings = json.loads((folder/'settings.json').read_text(encoding='utf-8'))
     if not (folder/'results.csv').exists(): return Comparison(pd.DataFrame(), pd.DataFrame(), settings)
-    runs, curves = (pd.read_csv(folder/name, engine='python', dtype=dict(arm=str, weights=str)) # whose floats are exact
+    runs, curves = (pd.read_csv(folder/name, engine='python', dtype=dict(arm=str, weights=str), # its floats are exact
+                                keep_default_na=False, na_values=['']) # an arm may be called None or nan
                     for name in ('results.csv', 'curves.csv'))
     return Comparison(runs, curves, settings)
 
@@ -479,7 +482,7 @@ def batch_pictures(self: Comparison) -> dict: # `{arm: figure}`, without the arm
     for arm, mixer in (self.arms or {}).items():
         with no_random(seed, reproducible=False), redirect_stdout(io.StringIO()):
             learn = arm_learner(self.make_learner, mixer, seed)
-            if isinstance(mixer, Mixer): learn.show_mix(max_n=9)
+            if any(isinstance(cb, Mixer) for cb in learn.cbs): learn.show_mix(max_n=9)
             elif hasattr(learn.dls, 'show_batch'): learn.dls.show_batch(max_n=9)
         new = set(plt.get_fignums()) - before
         if new: pictures[arm] = plt.figure(max(new))
