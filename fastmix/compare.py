@@ -163,7 +163,7 @@ def settings_of(
         except (TypeError, AttributeError): return 'unknown'
 
     told = dict(model=f'{type(learn.model).__name__}, {sum(weight.numel() for weight in learn.model.parameters())} parameters',
-                data=' + '.join(str(size(dl)) for dl in learn.dls.loaders), batch=getattr(learn.dls, 'bs', None),
+                samples=' + '.join(str(size(dl)) for dl in learn.dls.loaders), batch=getattr(learn.dls, 'bs', None),
                 loss=name_of(learn.loss_func),
                 optimizer=name_of(learn.opt_func), fit=calls_of(fit))
     return json.loads(json.dumps(told | (settings or {})))

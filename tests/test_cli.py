@@ -1,18 +1,19 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from io import BytesIO
+import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from fastmix import cli
-from fastmix.cli import archs, check_out, check_settings, main, mixers, replace_when_complete
+from fastmix.cli import archs, check_out, check_settings, main, mixers
+from fastmix.compare import AllRunsFailed, read_results
 
 options = dict(mixes='none,mixup', epochs=1)
 
@@ -32,7 +33,10 @@ def error_of(capsys, **given):
     return message
 
 
-def contents(folder): return {path.name: path.read_bytes() for path in folder.iterdir()}
+files = ['curves.csv', 'report.html', 'results.csv', 'settings.json']
+
+
+def contents(folder): return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.fixture
@@ -81,19 +85,45 @@ def test_digits(tmp_path, capsys):
     fastmix(out=out, mixes='none,mixup,cutmix,choice', bs=32)
     printed = capsys.readouterr().out
     assert '1438 images to train on, 359 to validate on, in 10 classes' in printed
-    assert 'train loss  valid loss  accuracy seconds' in printed and str(out) in printed
-    table = pd.read_csv(out/'results.csv')
-    assert list(table.arm) == list(mixers)
-    assert list(table.columns) == ['arm', 'seed', 'train_loss', 'valid_loss', 'accuracy', 'seconds']
-    assert (table.accuracy > 0.5).all() and table.train_loss.nunique() == 4
+    assert 'arm seeds train loss' in ' '.join(printed.split()) and str(out/'report.html') in printed
+    assert 'choice, seed 42 (run 4 of 4, about' in printed
+    runs = read_results(out).runs
+    assert list(runs.arm) == list(mixers) and (runs.status == 'finished').all()
+    assert (runs.accuracy > 0.5).all() and runs.train_loss.nunique() == 4
     assert json.loads((out/'settings.json').read_text())['epochs'] == 1
-    pictures = sorted(out.glob('*.png'))
-    assert [path.stem for path in pictures] == ['batch-choice', 'batch-cutmix', 'batch-mixup', 'batch-none', 'curves']
-    for path in pictures:
-        pixels = np.asarray(Image.open(path).convert('L'))
-        assert min(pixels.shape) > 300 and pixels.std() > 20
-    assert len({path.read_bytes() for path in pictures}) == 5
-    assert list(out.parent.iterdir()) == [out]
+    text = (out/'report.html').read_text()
+    assert text.count('<img') == 5 and all(f'<figcaption>{arm}</figcaption>' in text for arm in mixers)
+    assert sorted(contents(out)) == files and list(out.parent.iterdir()) == [out]
+
+
+def test_several_seeds(photos, tmp_path, capsys):
+    given = dict(data=photos, arch='small', size=16, bs=8, out=tmp_path/'out')
+    fastmix(**given)
+    first = (tmp_path/'out'/'results.csv').read_text()
+    fastmix(**given, seeds=3)
+    printed = capsys.readouterr().out
+    assert '2 of 6 runs are in' in printed and 'with 3 seeds' in printed and 'mixup, seed 44 (run 6 of 6' in printed
+    assert (tmp_path/'out'/'results.csv').read_text().startswith(first)
+    runs = read_results(tmp_path/'out').runs
+    assert list(zip(runs.arm, runs.seed)) == [(arm, seed) for seed in (42, 43, 44) for arm in ('none', 'mixup')]
+
+
+def test_killed_and_taken_up_again(tmp_path):
+    out = tmp_path/'out'
+    command = [sys.executable, '-W', 'ignore', '-m', 'fastmix.cli', '--mixes', 'none,mixup', '--epochs', '1', '--seeds', '2', '--out', str(out)]
+    env = dict(os.environ, PYTHONPATH=str(Path(cli.__file__).parents[1]))
+    running = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, start_new_session=True)
+    while not (out/'results.csv').exists():
+        assert running.poll() is None
+        time.sleep(.02)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    before = (out/'results.csv').read_text()
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    after = (out/'results.csv').read_text()
+    n = before.count('\n') - 1
+    assert 1 <= n < 4 and f'{n} of 4 runs are in {out}' in done.stdout
+    assert after.startswith(before) and after.count('\n') == 5 and sorted(contents(out)) == files
 
 
 def test_photographs(photos, tmp_path, capsys):
@@ -104,7 +134,7 @@ def test_photographs(photos, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert 'left out, as they have too few images: rare (1)' in printed
     assert f"skipped: {photos/'dark'/'broken.png'} (unreadable)" in printed
-    assert (pd.read_csv(tmp_path/'out'/'results.csv').accuracy > 0.7).all()
+    assert (read_results(tmp_path/'out').runs.accuracy > 0.7).all()
     assert json.loads((tmp_path/'out'/'settings.json').read_text())['data'] == str(photos)
 
 
@@ -119,7 +149,7 @@ def test_a_test_split_is_announced(photos, tmp_path, capsys):
 
 def test_networks_of_fastai_take_digits_and_photographs(photos):
     for data in ('digits', photos):
-        given = dict(epochs=1, size=32, bs=8, lr=None, seed=1, pretrained=False)
+        given = dict(epochs=1, size=32, bs=8, lr=None, seed=1, seeds=1, pretrained=False)
         settings = check_settings(data, 'none', arch='resnet18', **given)
         learn = cli.learner_maker(cli.get_images(settings['data']), settings)()
         with learn.no_bar(), learn.no_logging(): learn.fit(1) if data != 'digits' else learn.validate()
@@ -136,12 +166,19 @@ def test_pretrained_weights_are_fine_tuned():
         assert learn.called == (method, 3, 0.1)
 
 
+def test_finished_runs_are_not_repeated(earlier, monkeypatch, capsys):
+    given, before = earlier
+    monkeypatch.setattr(cli, 'train', lambda *args, **kwargs: pytest.fail('training began'))
+    fastmix(**given)
+    assert '2 of 2 runs are in' in capsys.readouterr().out and contents(given['out']) == before
+
+
 def test_the_same_settings_give_the_same_results(earlier):
     given, before = earlier
-    fastmix(**given)
-    after = contents(given['out'])
-    table, again = (pd.read_csv(BytesIO(files.pop('results.csv'))).drop(columns='seconds') for files in (before, after))
-    assert table.equals(again) and before == after
+    fastmix(**given, force=True)
+    runs, again = (read_results(folder).runs.drop(columns=['seconds', 'cpu_seconds']) for folder in (given['out']/'old', given['out']))
+    assert runs.equals(again) and contents(given['out']/'old') == before
+    assert contents(given['out'])['curves.csv'] == before['curves.csv']
 
 
 @pytest.mark.parametrize('given, message', [
@@ -150,6 +187,7 @@ def test_the_same_settings_give_the_same_results(earlier):
     (dict(size=4), '--size must be at least 8, got 4'),
     (dict(bs=1), '--bs must be at least 2, got 1'),
     (dict(seed=-1), '--seed must be at least 0, got -1'),
+    (dict(seeds=0), '--seeds must be at least 1, got 0'),
     (dict(lr=0), '--lr must be a positive number, got 0.0'),
     (dict(lr='nan'), '--lr must be a positive number, got nan'),
     (dict(lr='inf'), '--lr must be a positive number, got inf'),
@@ -191,34 +229,30 @@ def test_out_that_cannot_be_written(tmp_path, capsys, untrained):
     assert 'cannot write to' in error_of(capsys, out=tmp_path/'file'/'out')
 
 
-def test_the_current_folder_is_not_replaced(tmp_path, capsys, monkeypatch, untrained):
-    monkeypatch.chdir(tmp_path)
-    assert 'give a folder in it as --out' in error_of(capsys, out='.')
-
-
 def test_results_of_other_settings_are_refused_before_training(earlier, capsys, untrained):
     given, before = earlier
     message = error_of(capsys, **given | dict(epochs=3, lr=0.5))
-    assert 'results of other settings (epochs 1 there, 3 now; lr 0.001 there, 0.5 now)' in message
+    assert 'results of other settings (epochs: 1 there, 3 now; lr: 0.001 there, 0.5 now)' in message
     assert message.endswith('give another --out, or add --force\n')
     assert contents(given['out']) == before
 
 
-def test_force_replaces_results_of_other_settings(earlier):
-    given, out = earlier[0], earlier[0]['out']
-    fastmix(**given, mixes='cutmix', force=True)
-    assert json.loads((out/'settings.json').read_text())['mixes'] == ['cutmix']
-    assert sorted(contents(out)) == ['batch-cutmix.png', 'curves.png', 'results.csv', 'settings.json']
-    assert list(out.parent.iterdir()) == [out]
+def test_results_of_other_images_are_refused(earlier, capsys):
+    given, before = earlier
+    another = Path(given['data'])/'dark'/'another.png'
+    shutil.copy(another.with_name('3.png'), another)
+    try: assert 'samples: ' in error_of(capsys, **given)
+    finally: another.unlink()
+    assert contents(given['out']) == before
 
 
-@pytest.mark.parametrize('force', [False, True])
-def test_files_of_others_are_never_replaced(earlier, capsys, untrained, force):
+def test_force_sets_results_of_other_settings_aside(earlier):
     given, before = earlier
     (given['out']/'notes.txt').write_text('mine')
-    if force: given['force'] = True
-    assert 'holds notes.txt, which fastmix has not written' in error_of(capsys, **given)
-    assert contents(given['out']) == before | {'notes.txt': b'mine'}
+    for mixes in ('cutmix', 'none'): fastmix(**given, mixes=mixes, epochs=1, lr=.01, force=True)
+    out = given['out']
+    assert list(read_results(out).runs.arm) == ['none'] and list(read_results(out/'old').runs.arm) == ['cutmix']
+    assert (out/'notes.txt').read_text() == 'mine' and sorted(contents(out)) == sorted([*files, 'notes.txt'])
 
 
 @pytest.mark.parametrize('text', [None, 'half of'])
@@ -234,15 +268,15 @@ def test_results_without_their_settings(earlier, text):
 def test_an_empty_folder_is_used(tmp_path): assert check_out(tmp_path, {}) == tmp_path
 
 
-@pytest.mark.parametrize('error, code', [(KeyboardInterrupt(), 130), (OSError('disk full'), 2)])
-def test_an_interrupted_run_leaves_old_results(earlier, capsys, monkeypatch, error, code):
-    (given, before), out = earlier, earlier[0]['out']
+@pytest.mark.parametrize('error, code, message', [(KeyboardInterrupt(), 130, 'the same command goes on from there'),
+                                                  (OSError('disk full'), 2, 'disk full'), (AllRunsFailed('every run failed'), 2, 'every run failed')])
+def test_an_interrupted_run_keeps_results(earlier, capsys, monkeypatch, error, code, message):
+    given, before = earlier
     def compare(*args, **kwargs): raise error
     monkeypatch.setattr(cli, 'compare', compare)
-    with pytest.raises(SystemExit) as e: fastmix(**given, epochs=2, force=True)
-    assert e.value.code == code
-    assert ('nothing was written' if code == 130 else 'disk full') in capsys.readouterr().err
-    assert contents(out) == before and list(out.parent.iterdir()) == [out]
+    with pytest.raises(SystemExit) as e: fastmix(**given)
+    assert e.value.code == code and message in capsys.readouterr().err
+    assert contents(given['out']) == before
 
 
 def test_an_error_of_the_program_keeps_its_traceback(earlier, monkeypatch):
@@ -251,17 +285,6 @@ def test_an_error_of_the_program_keeps_its_traceback(earlier, monkeypatch):
     monkeypatch.setattr(cli, 'compare', compare)
     with pytest.raises(ValueError, match='a bug'): fastmix(**given)
     assert contents(given['out']) == before
-
-
-def test_a_failed_exchange_puts_the_old_results_back(earlier, monkeypatch):
-    out, before, rename = earlier[0]['out'], earlier[1], Path.rename
-    def fail_once(self, target):
-        if self.name == 'new': raise OSError('busy')
-        return rename(self, target)
-    monkeypatch.setattr(Path, 'rename', fail_once)
-    with pytest.raises(OSError, match='busy'), replace_when_complete(out) as folder:
-        (folder/'new.txt').write_text('new')
-    assert contents(out) == before and list(out.parent.iterdir()) == [out]
 
 
 def test_every_network_can_be_named(): assert {'small', 'resnet18', 'densenet121'} <= archs.keys()
@@ -278,4 +301,4 @@ def test_as_a_module(tmp_path):
 
 def test_clothing(data, tmp_path):
     fastmix(data=data/'clothing-small-160', out=tmp_path/'out', arch='small', size=16, mixes='mixup')
-    assert pd.read_csv(tmp_path/'out'/'results.csv').accuracy[0] > 0.15
+    assert read_results(tmp_path/'out').runs.accuracy[0] > 0.15
