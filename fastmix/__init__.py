@@ -5,6 +5,7 @@ fastmix trains a fastai `Learner` on **mixed samples**: put `MixUp()` or `CutMix
 Modules:
 
 - `fastmix.callback`: One callback in `cbs`, and a `Learner` trains on mixed samples
-- `fastmix.mix`: Draw a mix for a batch, and apply it to any tensor of that batch"""
+- `fastmix.mix`: Draw a mix for a batch, and apply it to any tensor of that batch
+- `fastmix.show`: Pictures of a mixed batch, as it would be trained on next; of one pair under several mixers; and of what alpha does"""
 
 __version__ = "0.1.0"
