@@ -84,8 +84,8 @@ def check_out(
     if out.exists() and not out.is_dir(): raise InputError(f'{out} is a file: {other}')
     if force or not any((out/name).exists() for name in _results): return out
     try: earlier = json.loads((out/'settings.json').read_text(encoding='utf-8'))
-    except (FileNotFoundError, ValueError) as e:
-        raise InputError(f'{out} holds results without readable settings: {other}, or add --force') from e
+    except (FileNotFoundError, ValueError): earlier = None
+    if not isinstance(earlier, dict): raise InputError(f'{out} holds results without readable settings: {other}, or add --force')
     differ = other_settings(earlier, settings, [name for name in settings if name not in _growing])
     if differ: raise InputError(f'{out} holds results of other settings ({differ}): {other}, or add --force')
     return out
@@ -204,11 +204,12 @@ def main(
     options = vars(parser.parse_args(argv))
     for hidden in ('pdb', 'xtra'): options.pop(hidden)
     plt.switch_backend('agg')
-    fastprogress.NO_BAR = not sys.stdout.isatty()
+    if not sys.stdout.isatty(): fastprogress.NO_BAR, fastprogress.ConsoleProgressBar.fill = True, ''
     try: run(**options)
-    except (InputError, OtherResults, AllRunsFailed, OSError) as e: fail(e)
+    except OtherResults as e: fail(f'{e} as --out, or add --force')
+    except (InputError, AllRunsFailed, OSError) as e: fail(e)
     except KeyboardInterrupt:
-        print('\nfastmix: stopped; runs that had ended are kept, and the same command goes on from there', file=sys.stderr)
+        print('\nfastmix: stopped; runs that had ended are kept, and the same command, without --force, goes on from there', file=sys.stderr)
         raise SystemExit(130)
 
 # %% ../nbs/06_cli.ipynb #9e7ce2b9

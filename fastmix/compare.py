@@ -10,6 +10,7 @@ __all__ = ['arm_learner', 'weights_of', 'History', 'run_arm', 'name_of', 'calls_
 # %% ../nbs/05_compare.ipynb #2f3f2c57
 import base64
 import dis
+import gc
 import hashlib
 import io
 import json
@@ -24,16 +25,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from html import escape
 from importlib.metadata import version
+from inspect import unwrap
 from pathlib import Path
 from time import perf_counter, process_time
+from types import CodeType
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelFitException, TrainEvalCallback
 from fastai.callback.progress import ProgressCallback
-from fastai.learner import Learner, Recorder
+from fastai.learner import CastToTensor, Learner, Recorder
 from fastai.torch_core import no_random, set_seed
 from fastcore.basics import init_args, patch
 from fastcore.imports import noop
@@ -41,19 +44,21 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import t as student_t
 
 from . import __version__, show  # noqa: F401 (show gives Learner its show_mix)
-from .callback import Mixer
+from .callback import Mixer, _blends, _tensors
 
 # %% ../nbs/05_compare.ipynb #3c60525f
 def arm_learner(
     make_learner: callable, # takes nothing and returns a new `Learner` with a new model; its `dls` may be shared
-    mixer: Callback = None, # what the arm adds to it; None: nothing
+    mixer: Callback = None, # what the arm adds to it: a callback or a list of them; None: nothing
     seed: int = 42, # of the weights, the order of the data and the dropout
 ) -> Learner: # before its first batch
     "A new `Learner` with its own copy of `mixer`; the global random state is left at `seed`"
     set_seed(seed)
     learn = make_learner()
     learn.add_cbs(deepcopy(mixer))
-    for dl in learn.dls.loaders: dl.rng = random.Random(seed)
+    for dl in learn.dls.loaders:
+        dl.rng = random.Random(seed)
+        if isinstance(getattr(dl, 'generator', None), torch.Generator): dl.generator.manual_seed(seed)
     set_seed(seed)
     return learn
 
@@ -77,8 +82,9 @@ class History(Callback):
     def after_epoch(self):
         "Keep what the recorder has written"
         if not self.trained: return
-        self.epochs.append(dict(zip(self.recorder.metric_names[1:], self.learn.final_record)))
-        if not self.finite: raise CancelFitException
+        record = zip(self.recorder.metric_names[1:], self.learn.final_record)
+        self.epochs.append({name: value for name, value in record if value is not None})
+        if not math.isfinite(self.epochs[-1]['train_loss']): raise CancelFitException
 
     @property
     def finite(self) -> bool:
@@ -89,7 +95,7 @@ class History(Callback):
 def run_arm(
     learn: Learner, # from `arm_learner`
     fit: callable, # takes the `Learner` and trains it
-    evaluate: callable = None, # takes the trained `Learner` and returns `{name: number}` for the table
+    evaluate: callable = None, # takes the trained `Learner` and returns `{name: number}`, instead of or beside the last metrics
     progress: bool = True, # show fastai's progress bars and its line per epoch?
 ) -> tuple: # a dict: `status`, `epochs`, the last losses and metrics, `seconds`, `cpu_seconds`; a DataFrame: a row per epoch
     "Train one arm and keep what it did. An exception makes it a failed run"
@@ -99,25 +105,29 @@ def run_arm(
         learn.logger = noop
     status, extra, start, cpu_start = 'finished', {}, perf_counter(), process_time()
     try:
-        fit(learn)
-        seconds, cpu_seconds = perf_counter() - start, process_time() - cpu_start
+        try: fit(learn)
+        finally: seconds, cpu_seconds = perf_counter() - start, process_time() - cpu_start
         if not history.epochs: status = 'failed: fit trained no epoch; it takes the Learner and must call one of its fits'
         elif not history.finite: status = 'failed: the loss is not a finite number'
         elif evaluate: extra = {name: float(value) for name, value in evaluate(learn).items()}
-    except Exception as e:
-        seconds, cpu_seconds = perf_counter() - start, process_time() - cpu_start
-        status = f"failed: {type(e).__name__}: {' '.join(str(e).split())[:300]}"
+    except Exception as e: status = f"failed: {type(e).__name__}: {' '.join(str(e).split())[:300]}"
     curves = pd.DataFrame(history.epochs)
     curves.insert(0, 'epoch', range(1, len(curves) + 1))
     last = history.epochs[-1] if status == 'finished' else {}
-    return dict(status=status, epochs=len(curves), **last, **extra, seconds=seconds, cpu_seconds=cpu_seconds), curves
+    return dict(status=status, epochs=len(curves)) | last | extra | dict(seconds=seconds, cpu_seconds=cpu_seconds), curves
 
 # %% ../nbs/05_compare.ipynb #4f0829ba
-_simple = int, float, str, bool, type(None)
+_simple = int, float, str, bool, tuple, list
+_usual = TrainEvalCallback, Recorder, CastToTensor, ProgressCallback
 
-def _given(function):
-    "The simple arguments of a `partial`"
-    return [*map(str, function.args), *(f'{name}={value}' for name, value in sorted(function.keywords.items()) if isinstance(value, _simple))]
+def _text(value):
+    "A value as short text that is the same in every process: without the addresses of objects"
+    text = name_of(value) if callable(value) else re.sub(' at 0x[0-9a-f]+', '', ' '.join(str(value).split()))
+    return text if len(text) <= 400 else f'{text[:200]}… {hashlib.sha256(text.encode()).hexdigest()[:8]}'
+
+def _named(values): return [f'{name}={_text(value)}' for name, value in sorted(values.items()) if isinstance(value, _simple) or callable(value)]
+
+def _given(function): return [*map(_text, function.args), *_named(function.keywords)]
 
 def name_of(
     function: object,
@@ -126,37 +136,42 @@ def name_of(
     if isinstance(function, partial): return ' '.join([name_of(function.func), *_given(function)])
     return getattr(function, '__name__', type(function).__name__)
 
+def _used(code, known):
+    "The constants and names in `code` in their order, of `known` names that stand for a number or text with that"
+    for i in dis.get_instructions(code):
+        constant = code.co_consts[i.arg] if i.opcode in dis.hasconst else i.argval if i.opname == 'LOAD_SMALL_INT' else None
+        if isinstance(constant, CodeType): yield from _used(constant, known)
+        elif isinstance(constant, _simple): yield repr(constant)
+        elif i.opname in ('LOAD_GLOBAL', 'LOAD_DEREF') and isinstance(known.get(i.argval), _simple): yield f'{i.argval}={_text(known[i.argval])}'
+        elif i.opcode in dis.hasname: yield i.argval
+
 def calls_of(
     function: callable,
-) -> str: # for example `fit_one_cycle 0.01 5`
-    "The names and constants that a function uses: what can be known of it without running it"
+) -> str: # for example `fit_one_cycle 5 0.01`
+    "The names and constants that a function uses, in their order: what can be known of it without running it"
     if isinstance(function, partial): return ' '.join([calls_of(function.func), *_given(function)])
+    function = unwrap(function)
     code = getattr(function, '__code__', None)
-    if code is None: return name_of(function)
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    known = function.__globals__ | dict(zip(code.co_freevars, cells))
-    values = {name: known[name] for name in (*code.co_names, *code.co_freevars)
-              if isinstance(known.get(name, known), _simple) and not name.startswith('__')}
-    constants = {repr(i.argval) for i in dis.get_instructions(code)
-                 if i.opname in ('LOAD_CONST', 'LOAD_SMALL_INT') and isinstance(i.argval, (*_simple, tuple)) and i.argval is not None}
-    names = [name for name in code.co_names if name not in values]
-    defaults = [repr(value) for value in function.__defaults__ or () if isinstance(value, _simple)]
-    return ' '.join([*names, *defaults, *sorted(constants), *(f'{name}={value}' for name, value in sorted(values.items()))])
+    if code is None: return ' '.join([name_of(function), *([] if isinstance(function, type) else _named(getattr(function, '__dict__', {})))])
+    cells = {name: cell.cell_contents for name, cell in zip(code.co_freevars, function.__closure__ or ())}
+    defaults = [_text(value) for value in function.__defaults__ or () if isinstance(value, _simple)]
+    return ' '.join([*_used(code, function.__globals__ | cells), *defaults, *_named(function.__kwdefaults__ or {})])
 
 def arm_text(
-    arm: Callback, # or a class, or several; None: nothing
+    mixer: Callback, # as `compare` takes it: a callback, a class or a list of them; None: nothing
 ) -> str: # for example `MixUp(alpha=0.4, per=sample, …)`
-    "A mixer, or what else an arm adds to its `Learner`, with its arguments"
-    if arm is None: return 'no mixing'
-    if isinstance(arm, (list, tuple)): return ' + '.join(map(arm_text, arm))
-    if isinstance(arm, type): arm = arm()
-    return f"{type(arm).__name__}({', '.join(f'{name}={value}' for name, value in init_args(arm).items())})"
+    "A mixer, or other callback, with its arguments"
+    if isinstance(mixer, (list, tuple)): return ' and '.join(map(arm_text, mixer))
+    if mixer is None: return 'no mixing'
+    if isinstance(mixer, type): mixer = mixer()
+    return f"{type(mixer).__name__}({', '.join(f'{name}={_text(value)}' for name, value in init_args(mixer).items())})"
 
 def settings_of(
     learn: Learner, # a new one
     fit: callable, # takes the `Learner` and trains it
+    evaluate: callable = None, # takes the trained `Learner` and returns numbers
     settings: dict = None, # what else belongs to the settings: names, numbers and lists
-) -> dict: # of texts and numbers, ready to be written as JSON
+) -> dict: # of texts, numbers and lists, as JSON gives them back
     "What a comparison is made of, apart from its arms and seeds"
     def size(dl):
         try: return len(dl.dataset)
@@ -164,9 +179,11 @@ def settings_of(
 
     told = dict(model=f'{type(learn.model).__name__}, {sum(weight.numel() for weight in learn.model.parameters())} parameters',
                 samples=' + '.join(str(size(dl)) for dl in learn.dls.loaders), batch=getattr(learn.dls, 'bs', None),
-                loss=name_of(learn.loss_func),
-                optimizer=name_of(learn.opt_func), fit=calls_of(fit))
-    return json.loads(json.dumps(told | (settings or {})))
+                loss=name_of(learn.loss_func), metrics=[metric.name for metric in learn.metrics], optimizer=name_of(learn.opt_func),
+                learner=f'lr={_text(learn.lr)} wd={learn.wd} moms={learn.moms}',
+                callbacks=[arm_text(cb) for cb in learn.cbs if not isinstance(cb, _usual)], fit=calls_of(fit))
+    if evaluate: told['evaluate'] = calls_of(evaluate)
+    return json.loads(json.dumps(told | (settings or {}), default=_text))
 
 # %% ../nbs/05_compare.ipynb #e3550a4d
 _about = 'arm', 'seed', 'status', 'epochs', 'seconds', 'cpu_seconds', 'weights', 'versions'
@@ -192,7 +209,7 @@ class Comparison:
 
 def _write(path, text):
     "Replace the file `path` in one step"
-    new = path.with_name(f'.{path.name}.{os.getpid()}')
+    new = path.with_name(f'.{path.name}.new')
     new.write_text(text, encoding='utf-8')
     os.replace(new, path)
 
@@ -204,9 +221,20 @@ def write_results(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder/'settings.json', json.dumps(comparison.settings, indent=2) + '\n')
-    if len(comparison.runs): 
+    if len(comparison.runs):
         _write(folder/'curves.csv', comparison.curves.to_csv(index=False))
         _write(folder/'results.csv', comparison.runs.to_csv(index=False))
+
+def _no_runs(settings): return Comparison(pd.DataFrame(columns=_about), pd.DataFrame(columns=['arm', 'seed', 'epoch']), settings)
+
+def _read(path, needed, key):
+    "A table that `write_results` has written, with its exact numbers; an arm may be called None or NA"
+    text = path.read_text(encoding='utf-8')
+    table = pd.read_csv(io.StringIO(text), engine='python', keep_default_na=False, na_values=[''],
+                        dtype=dict(arm=str, status=str, weights=str, versions=str, seed=int, epoch=int, epochs=int))
+    if not {*needed} <= {*table.columns} or not text.endswith('\n') or table[[*needed]].isna().any(axis=None) or table.duplicated(key).any():
+        raise ValueError(f'{path.name} is incomplete, or not a table of fastmix')
+    return table
 
 def read_results(
     folder: Path, # as `compare` has written it
@@ -214,10 +242,12 @@ def read_results(
     "The results in `folder`. `FileNotFoundError` where there are none, `ValueError` where they cannot be read"
     folder = Path(folder)
     settings = json.loads((folder/'settings.json').read_text(encoding='utf-8'))
-    if not (folder/'results.csv').exists(): return Comparison(pd.DataFrame(), pd.DataFrame(), settings)
-    runs, curves = (pd.read_csv(folder/name, engine='python', dtype=dict(arm=str, weights=str), # its floats are exact
-                                keep_default_na=False, na_values=['']) # an arm may be called None or nan
-                    for name in ('results.csv', 'curves.csv'))
+    if not isinstance(settings, dict): raise ValueError('settings.json holds no settings')
+    if not (folder/'results.csv').exists(): return _no_runs(settings)
+    runs = _read(folder/'results.csv', _about, ['arm', 'seed'])
+    epochs = 'arm', 'seed', 'epoch'
+    curves = _read(folder/'curves.csv', epochs, [*epochs]).merge(runs[['arm', 'seed']])
+    if len(curves) != runs.epochs.sum(): raise ValueError('curves.csv does not hold the epochs of the runs in results.csv')
     return Comparison(runs, curves, settings)
 
 # %% ../nbs/05_compare.ipynb #06e74327
@@ -241,8 +271,7 @@ def earlier_results(
 ) -> Comparison: # without runs where there were none
     "What `folder` holds of the same settings. `OtherResults` where they differ or cannot be read"
     folder = Path(folder)
-    if not any((folder/name).exists() for name in ('settings.json', 'results.csv', 'curves.csv')):
-        return Comparison(pd.DataFrame(), pd.DataFrame(), settings)
+    if not any((folder/name).exists() for name in ('settings.json', 'results.csv', 'curves.csv')): return _no_runs(settings)
     try: earlier = read_results(folder)
     except (OSError, ValueError) as e: raise OtherResults(f'{folder} holds results that cannot be read ({e}): give another folder') from e
     there = earlier.settings
@@ -261,58 +290,64 @@ def _minutes(seconds): return f'{seconds:.0f} s' if seconds < 90 else f'{seconds
 
 def compare(
     make_learner: callable, # takes nothing and returns a new `Learner` with a new model; its `dls` may be shared
-    arms: dict, # `{name: mixer}`, None for training without mixing; each run gets a copy. All are compared with the first
+    arms: dict, # `{name: mixer}`: a callback or a list of them, None for training without mixing; each run gets a copy. All are compared with the first
     fit: callable, # takes a `Learner` and trains it: `lambda learn: learn.fit_one_cycle(5)`
     seeds: int = 1, # runs per arm, from `seed`, `seed + 1`, …; five tell more than one
     seed: int = 42, # the first seed
     folder: Path = None, # where results are written after each run, and taken up again; None: nowhere
     settings: dict = None, # what else must be equal for results in `folder` to be taken up: names, texts and numbers
-    evaluate: callable = None, # takes the trained `Learner` and returns `{name: number}`, further columns
+    evaluate: callable = None, # takes the trained `Learner` and returns `{name: number}`, further columns of the results
     progress: bool = True, # show the run and the time left, fastai's progress bars and its line per epoch?
 ) -> Comparison:
     """Train every arm from the same weights on the same batches. `ValueError` where they cannot be the same, `OtherResults`
     where `folder` holds other results, `AllRunsFailed` where every run failed"""
     if not arms or seeds < 1: raise ValueError(f'compare needs an arm and a seed, got {arms=} and {seeds=}')
-    with no_random(seed, reproducible=False): told = settings_of(arm_learner(make_learner, None, seed), fit, settings)
+    arms = {str(arm): mixer for arm, mixer in arms.items()}
+    with no_random(seed, reproducible=False): told = settings_of(arm_learner(make_learner, None, seed), fit, evaluate, settings)
     told |= {f'arm {arm}': arm_text(mixer) for arm, mixer in arms.items()}
-    result = earlier_results(folder, told) if folder else Comparison(pd.DataFrame(), pd.DataFrame(), told)
+    result = earlier_results(folder, told) if folder else _no_runs(told)
     if folder: write_results(result, folder)
     rows, curves = result.runs.to_dict('records'), [result.curves] if len(result.curves) else []
     wanted = [(arm, run_seed) for run_seed in range(seed, seed + seeds) for arm in arms]
     there = {(row['arm'], row['seed']) for row in rows}
-    missing, seconds = [run for run in wanted if run not in there], []
-    if progress and there: print(f'{len(wanted) - len(missing)} of {len(wanted)} runs are in {folder}')
+    missing = [run for run in wanted if run not in there]
+    if progress and len(missing) < len(wanted): print(f'{len(wanted) - len(missing)} of {len(wanted)} runs are in {folder}', flush=True)
     for i, (arm, run_seed) in enumerate(missing):
-        left = f', about {_minutes(np.mean(seconds) * (len(missing) - i))} left' if seconds else ''
-        if progress: print(f'{arm}, seed {run_seed} (run {len(wanted) - len(missing) + i + 1} of {len(wanted)}{left})')
+        left = f", about {_minutes(np.mean([row['seconds'] for row in rows]) * (len(missing) - i))} left" if rows else ''
+        if progress: print(f'{arm}, seed {run_seed} (run {len(wanted) - len(missing) + i + 1} of {len(wanted)}{left})', flush=True)
+        learn = None
+        gc.collect()
         with no_random(run_seed, reproducible=False):
             learn = arm_learner(make_learner, arms[arm], run_seed)
             weights = weights_of(learn.model)
             other = next((row for row in rows if row['seed'] == run_seed and row['weights'] != weights), None)
-            if other: raise ValueError(f"make_learner must make a new model each time: the arm {arm} starts from other "
-                                       f"weights than the arm {other['arm']} did")
+            if other: raise ValueError(f"make_learner must make a new model each time, from the same code: with seed {run_seed} the arm {arm} "
+                                       f"starts from other weights than the arm {other['arm']} did ({other['versions']}; now {_versions()})")
             row, history = run_arm(learn, fit, evaluate, progress)
-        if progress and row['status'] != 'finished': print(row['status'])
-        seconds.append(row['seconds'])
+        if progress and row['status'] != 'finished': print(row['status'], flush=True)
         rows.append(dict(arm=arm, seed=run_seed) | row | dict(weights=weights, versions=_versions()))
-        curves.append(pd.concat([pd.DataFrame(dict(arm=arm, seed=run_seed), history.index), history], axis=1))
-        result.runs, result.curves = pd.DataFrame(rows), pd.concat(curves, ignore_index=True)
+        if len(history): curves.append(pd.concat([pd.DataFrame(dict(arm=arm, seed=run_seed), history.index), history], axis=1))
+        result.runs = pd.DataFrame(rows)
+        result.runs = result.runs[[*_about[:4], *result.measures, *_about[4:]]]
+        if curves: result.curves = pd.concat(curves, ignore_index=True)
         if folder: write_results(result, folder)
-    if not len(result.finished): raise AllRunsFailed(f"every run failed; the first: {result.runs.status.iloc[0].removeprefix('failed: ')}")
     keys = pd.DataFrame(wanted, columns=['arm', 'seed'])
-    return Comparison(keys.merge(result.runs), keys.merge(result.curves), result.settings, make_learner, arms)
+    result = Comparison(keys.merge(result.runs), keys.merge(result.curves) if curves else result.curves, result.settings, make_learner, arms)
+    if not len(result.finished): raise AllRunsFailed(f"every run failed; the first: {result.runs.status.iloc[0].removeprefix('failed: ')}")
+    return result
 
 # %% ../nbs/05_compare.ipynb #7bb4d118
 def paired_difference(
     differences: list, # of an arm to the first, one for each seed
     higher_is_better: bool = True,
-) -> dict: # `difference`, `ci_low`, `ci_high` (NaN for one seed), `verdict`
+) -> dict: # `difference`, `ci_low`, `ci_high` (NaN where there is no interval), `verdict`
     "The mean of paired differences with its 95 % confidence interval, by Student's t"
     d = np.asarray(differences, dtype=float)
     n, mean = len(d), d.mean() if len(d) else math.nan
-    half = student_t.ppf(.975, n - 1) * d.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
-    better, worse = (mean - half > 0, mean + half < 0)[::1 if higher_is_better else -1]
-    verdict = 'better' if better else 'worse' if worse else f"not distinguishable with {n} seed{'s'[:n != 1]}"
+    spread = d.std(ddof=1) if n > 1 and np.ptp(d) > 1e-12 else math.nan
+    half, gain = student_t.ppf(.975, n - 1) * spread / math.sqrt(n) if n > 1 else math.nan, mean if higher_is_better else -mean
+    verdict = ('better' if gain > half else 'worse' if gain < -half else
+               f"not distinguishable with {n} seed{'s'[:n != 1]}" if n else 'no seed with both')
     return dict(difference=float(mean), ci_low=float(mean - half), ci_high=float(mean + half), verdict=verdict)
 
 # %% ../nbs/05_compare.ipynb #2f820322
@@ -321,11 +356,12 @@ def judged_by(self: Comparison,
     metric: str = None, # name of a measure; None: the first metric, or else the validation loss
     higher_is_better: bool = None, # None: by the name
 ) -> tuple: # name, is higher better
-    "The measure that decides. `ValueError` for an unknown one"
-    losses = [name for name in self.measures if name in ('train_loss', 'valid_loss')]
-    metric = metric or next((name for name in self.measures if name not in losses), losses[-1])
+    "The measure that decides. `ValueError` for an unknown one, and where there is none to decide"
+    fair = [name for name in self.measures if not name.startswith('train_')]
+    if not fair: raise ValueError('no run has finished with a metric or a validation loss: there is nothing to compare')
+    metric = metric or next((name for name in fair if name != 'valid_loss'), 'valid_loss')
     if metric not in self.measures: raise ValueError(f"no measure {metric!r}: there are {', '.join(self.measures)}")
-    if higher_is_better is None: higher_is_better = not re.search('loss|error|mse|mae|perplexity|distance', metric, re.I)
+    if higher_is_better is None: higher_is_better = not re.search('loss|error|mae|mse|msle|mspe|mape|perplexity|brier|distance', metric, re.I)
     return metric, higher_is_better
 
 @patch
@@ -349,7 +385,14 @@ def table(self: Comparison,
     return table[[*table.columns.drop('seconds_per_epoch'), 'seconds_per_epoch']]
 
 # %% ../nbs/05_compare.ipynb #bd6366ba
-def _number(value): return f'{value:.4f}' if abs(value) < 100 else f'{value:.4g}'
+def _number(value, sign=''):
+    "Four digits behind the point, fewer for large numbers, three that count for tiny ones; nothing for NaN"
+    if math.isnan(value): return ''
+    return f"{value:{sign}{'.1f' if abs(value) >= 100 else '.4f' if abs(value) >= .001 or value == 0 else '.3g'}}"
+
+def _interval(row, text):
+    "The interval of a row of the table in the words of `text`; nothing where there is none"
+    return '' if math.isnan(row.ci_low) else text.format(_number(row.ci_low, '+'), _number(row.ci_high, '+'))
 
 @patch
 def for_reading(self: Comparison,
@@ -358,136 +401,181 @@ def for_reading(self: Comparison,
 ) -> pd.DataFrame: # of texts, a row per arm
     "The table of the arms, rounded: `mean ± standard deviation`, `difference [95 % confidence interval]`"
     metric, _ = self.judged_by(metric, higher_is_better)
-    rows = []
-    for arm, row in self.table(metric, higher_is_better).iterrows():
+    table, rows = self.table(metric, higher_is_better), []
+    first = table.index[0]
+    for arm, row in table.iterrows():
         line = dict(arm=arm, seeds=f"{row.seeds} ({row.failed} failed)" if row.failed else str(row.seeds))
         for name in self.measures:
             line[name.replace('_', ' ')] = _number(row[name]) + (f" ± {_number(row[f'{name}_sd'])}" if row.seeds > 1 else '')
-        if 'verdict' in row:
-            against = isinstance(row.verdict, str)
-            line[f'{metric} against {self.runs.arm.iloc[0]}'.replace('_', ' ')] = '' if not against else f'{row.difference:+.4f}' + (
-                f' [{row.ci_low:+.4f}, {row.ci_high:+.4f}]' if not math.isnan(row.ci_low) else '')
-            line['verdict'] = row.verdict if against else ''
-        rows.append(line | {'s/epoch': f'{row.seconds_per_epoch:.3g}'})
+        if len(table) > 1:
+            against = f'{metric} against {first}'.replace('_', ' ')
+            line |= {against: '', 'verdict': ''} if arm == first else {
+                against: _number(row.difference, '+') + _interval(row, ' [{}, {}]'), 'verdict': row.verdict}
+        rows.append(line | {'s/epoch': '' if math.isnan(row.seconds_per_epoch) else f'{row.seconds_per_epoch:.3g}'})
     return pd.DataFrame(rows)
-
-@patch
-def __str__(self: Comparison):
-    failed = self.runs[self.runs.status != 'finished']
-    return '\n'.join([self.for_reading().to_string(index=False),
-                      *(f'{run.arm}, seed {run.seed} {run.status}' for run in failed.itertuples())])
-
-Comparison.__repr__ = Comparison.__str__
-
-@patch
-def _repr_html_(self: Comparison): return self.for_reading().to_html(index=False)
-
-# %% ../nbs/05_compare.ipynb #ba76ba68
-_colours = '#000000', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'
-
-def _styles(arms): return {arm: dict(color=_colours[i % 7], marker='osD^vPX'[i % 7], markersize=4) for i, arm in enumerate(arms)}
-
-def _plot_curves(curves, name, styles, ax):
-    for arm, style in styles.items():
-        by_epoch = curves[curves.arm == arm].groupby('epoch')[name]
-        ax.plot(by_epoch.mean(), **style, label=arm)
-        ax.fill_between(by_epoch.min().index, by_epoch.min(), by_epoch.max(), color=style['color'], alpha=0.15, linewidth=0)
-    ax.set(title=name.replace('_', ' '), xlabel='epoch')
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-
-def _plot_differences(comparison, styles, ax, metric, higher_is_better):
-    table, finished = comparison.table(metric, higher_is_better), comparison.finished
-    by_seed = finished.pivot(index='seed', columns='arm', values=metric)
-    first, *others = (arm for arm in styles if arm in by_seed)
-    ax.axvline(0, color='grey', linewidth=1)
-    for i, arm in enumerate(others):
-        row, differences = table.loc[arm], (by_seed[arm] - by_seed[first]).dropna()
-        ax.errorbar(row.difference, i, xerr=row.difference - row.ci_low, capsize=4, **styles[arm] | dict(markersize=8))
-        ax.plot(differences, [i + .2]*len(differences), '|', color=styles[arm]['color'], markersize=9)
-    ax.set(title=f"{metric.replace('_', ' ')} against {first}", yticks=range(len(others)), yticklabels=others, ylim=(len(others) - .4, -.6))
-
-@patch
-def plot(self: Comparison,
-    metric: str = None, # of the differences; None: the first metric, or else the validation loss
-    higher_is_better: bool = None, # None: by the name
-    figsize: tuple = None, # of the figure in inches; by default 4 wide per panel
-) -> np.ndarray: # of matplotlib axes: one per loss and metric, and one for the differences where there are pairs
-    "Learning curves with their spread, and the paired differences"
-    metric, higher_is_better = self.judged_by(metric, higher_is_better)
-    curves = self.finished[['arm', 'seed']].merge(self.curves)
-    names, styles = list(curves.columns.drop(['arm', 'seed', 'epoch'])), _styles(dict.fromkeys(curves.arm))
-    paired = len(styles) > 1 and self.finished.groupby('seed').arm.nunique().gt(1).sum() > 1
-    n = len(names) + paired
-    fig, axes = plt.subplots(1, n, figsize=figsize or (4 * n, 3.6), layout='constrained', squeeze=False)
-    axes = axes[0]
-    for name, ax in zip(names, axes): _plot_curves(curves, name, styles, ax)
-    if paired: _plot_differences(self, styles, axes[-1], metric, higher_is_better)
-    for ax in axes:
-        ax.grid(alpha=0.3)
-        ax.spines[['top', 'right']].set_visible(False)
-    axes[0].set_xlabel('epoch\n(where an arm mixes, of mixed samples)')
-    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=len(styles), frameon=False)
-    return axes
-
-# %% ../nbs/05_compare.ipynb #ea222cc8
-_page = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #8884; --accent: #0072b2 }}
-@media (prefers-color-scheme: dark) {{ :root {{ --accent: #56b4e9 }} }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }}
-h1, h2 {{ line-height: 1.2 }} h2 {{ margin-top: 2.5rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem }}
-.wide {{ overflow-x: auto }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
-th, td {{ padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap }}
-img {{ max-width: 100%; background: #fff; border-radius: 6px; padding: .5rem; box-sizing: border-box }}
-figure {{ margin: 0 }} figcaption {{ margin: .2rem 0 .6rem }} .arms {{ display: grid; gap: 2rem; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)) }}
-li::marker {{ color: var(--accent) }}
-</style></head><body>
-{body}
-</body></html>
-"""
-
-def _image(fig, alt):
-    "A figure as an `img` that holds its own data"
-    buffer = io.BytesIO()
-    fig.savefig(buffer, dpi=110, bbox_inches='tight')
-    plt.close(fig)
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-
-def _rows(table):
-    "A DataFrame as HTML that scrolls in its own box"
-    html = table.to_html(index=False, border=0, na_rep='')
-    return f'<div class="wide">{html}</div>'
 
 @patch
 def verdicts(self: Comparison,
     metric: str = None, # that decides; None: the first metric, or else the validation loss
     higher_is_better: bool = None, # None: by the name
 ) -> list: # of sentences, one for each arm but the first
-    "For example `MixUp is better than none: accuracy +0.0123, between +0.0051 and +0.0195`"
+    "For example `MixUp against none: better (accuracy +0.0123; 95 % confidence: +0.0051 to +0.0195)`"
     metric, higher_is_better = self.judged_by(metric, higher_is_better)
     first, lines = self.runs.arm.iloc[0], []
     for arm, row in self.table(metric, higher_is_better).iloc[1:].iterrows():
-        if math.isnan(row.difference): lines.append(f'{arm} has no finished run to compare with {first}'); continue
-        interval = '' if math.isnan(row.ci_low) else f'; 95 % confidence: {row.ci_low:+.4f} to {row.ci_high:+.4f}'
-        lines.append(f"{arm} against {first}: {row.verdict} ({metric.replace('_', ' ')} {row.difference:+.4f}{interval})")
+        gained = '' if math.isnan(row.difference) else (
+            f" ({metric.replace('_', ' ')} {_number(row.difference, '+')}{_interval(row, '; 95 % confidence: {} to {}')})")
+        lines.append(f'{arm} against {first}: {row.verdict}{gained}')
     return lines
 
 @patch
-def batch_pictures(self: Comparison) -> dict: # `{arm: figure}`, without the arms of which there is no picture
+def failures(self: Comparison) -> list: # of sentences, one for each run that failed
+    "For example `MixUp, seed 43 failed: OutOfMemoryError: …`"
+    return [f'{run.arm}, seed {run.seed} {run.status}' for run in self.runs[self.runs.status != 'finished'].itertuples()]
+
+@patch
+def __str__(self: Comparison):
+    if not len(self.finished): return '\n'.join(['no run has finished', *self.failures()])
+    table, verdicts = self.for_reading(), self.verdicts()
+    if verdicts: table = table.drop(columns=table.columns[-3:-1])
+    return '\n'.join([table.to_string(index=False), *([''] if verdicts else []), *verdicts, *self.failures()])
+
+Comparison.__repr__ = Comparison.__str__
+
+@patch
+def _repr_html_(self: Comparison):
+    table = self.for_reading().to_html(index=False) if len(self.finished) else '<p>no run has finished</p>'
+    return table + ''.join(f'<p>{escape(line)}</p>' for line in self.failures())
+
+# %% ../nbs/05_compare.ipynb #ba76ba68
+_colours = '#000000', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'
+
+def _styles(arms): return {arm: dict(color=_colours[i % 7], marker='osD^vPX'[i % 7], linestyle=('-', '--', ':')[i // 7 % 3], markersize=4)
+                           for i, arm in enumerate(arms)}
+
+def _plot_curves(curves, name, styles, ax):
+    for arm, style in styles.items():
+        by_epoch = curves[curves.arm == arm].groupby('epoch')[name]
+        ax.plot(by_epoch.mean(), **style, label=arm, markevery=max(1, len(by_epoch) // 10))
+        ax.fill_between(by_epoch.min().index, by_epoch.min(), by_epoch.max(), color=style['color'], alpha=0.15, linewidth=0)
+    mixed = '\n(where an arm mixes, of mixed samples)' if name.startswith('train_') else ''
+    ax.set(title=name.replace('_', ' '), xlabel=f'epoch{mixed}')
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+
+def _plot_differences(comparison, styles, metric, higher_is_better, ax):
+    table, finished = comparison.table(metric, higher_is_better), comparison.finished
+    by_seed = finished.pivot(index='seed', columns='arm', values=metric)
+    first, *others = table.index
+    others = [arm for arm in others if not math.isnan(table.difference[arm])]
+    ax.axvline(0, color='grey', linewidth=1)
+    for i, arm in enumerate(others):
+        row, differences = table.loc[arm], (by_seed[arm] - by_seed[first]).dropna()
+        ax.errorbar(row.difference, i, xerr=row.difference - row.ci_low, capsize=4, **styles[arm] | dict(markersize=8))
+        ax.plot(differences, [i + .2]*len(differences), '|', color=styles[arm]['color'], markersize=9)
+    ax.set(title=f"{metric.replace('_', ' ')} against {first}", yticks=range(len(others)), yticklabels=others, ylim=(len(others) - .4, -.6))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
+
+def _panels(comparison, metric, higher_is_better):
+    "What draws a panel each, given its axes"
+    metric, higher_is_better = comparison.judged_by(metric, higher_is_better)
+    curves = comparison.finished[['arm', 'seed']].merge(comparison.curves)
+    styles = _styles(dict.fromkeys(comparison.runs.arm))
+    shown = {arm: style for arm, style in styles.items() if arm in set(curves.arm)}
+    panels = [partial(_plot_curves, curves, name, shown) for name in curves.columns.drop(['arm', 'seed', 'epoch'])]
+    table = comparison.table(metric, higher_is_better)
+    if 'ci_low' in table and table.ci_low.notna().any(): panels.append(partial(_plot_differences, comparison, styles, metric, higher_is_better))
+    return panels
+
+def _draw(panel, ax):
+    panel(ax)
+    ax.grid(alpha=0.3)
+    ax.spines[['top', 'right']].set_visible(False)
+
+def _legend(ax, ncols): ax.figure.legend(*ax.get_legend_handles_labels(), loc='outside upper center', ncols=ncols, frameon=False)
+
+@patch
+def plot(self: Comparison,
+    metric: str = None, # of the differences; None: the first metric, or else the validation loss
+    higher_is_better: bool = None, # None: by the name
+    figsize: tuple = None, # of the figure in inches; by default 4 wide per panel
+) -> np.ndarray: # of matplotlib axes: one per loss and metric, and one for the differences where they have an interval
+    "Learning curves with their spread, and the paired differences"
+    panels = _panels(self, metric, higher_is_better)
+    fig, axes = plt.subplots(1, len(panels), figsize=figsize or (4 * len(panels), 3.6), layout='constrained', squeeze=False)
+    for panel, ax in zip(panels, axes[0]): _draw(panel, ax)
+    _legend(axes[0, 0], 2 * len(panels))
+    return axes[0]
+
+# %% ../nbs/05_compare.ipynb #ea222cc8
+_page = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>
+:root {{ color-scheme: light dark; --text: #1d1d1f; --soft: #5f6368; --line: #dadce0; --page: #fff; --better: #0072b2; --worse: #d55e00 }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --text: #e6e6e6; --soft: #a3a8ad; --line: #3c4043; --page: #17181a; --better: #56b4e9; --worse: #f08a4b }}
+  .plot {{ filter: invert(1) hue-rotate(180deg) }}
+  .batch {{ background: #c8c8c8 }}
+}}
+body {{ font: 16px/1.55 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 66rem; margin: 0 auto; padding: 2rem 1rem 4rem }}
+h1 {{ font-size: 1.9rem; margin: 0 }} h1, h2 {{ line-height: 1.2 }} h2 {{ font-size: 1.25rem; margin: 3rem 0 1rem }}
+p {{ max-width: 44rem }} .soft, figcaption, th {{ color: var(--soft) }} .soft {{ font-size: .9rem }}
+.verdicts {{ list-style: none; padding: 0; margin: 1.5rem 0 2rem }}
+.verdicts li {{ border-left: 4px solid var(--line); padding: .15rem .9rem; margin: .6rem 0 }}
+.verdicts .better {{ border-color: var(--better) }} .verdicts .worse {{ border-color: var(--worse) }}
+.wide {{ overflow-x: auto }}
+table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }}
+th, td {{ padding: .4rem 1.4rem .4rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; white-space: nowrap }}
+thead th {{ font-weight: 500 }} tbody th {{ font-weight: 600; color: var(--text) }}
+.loose td {{ white-space: normal; overflow-wrap: anywhere }}
+.grid {{ display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)) }}
+figure {{ margin: 0 }} figcaption {{ margin-bottom: .4rem }}
+img {{ width: 100%; height: auto }} .batch {{ border-radius: 4px; padding: .4rem; box-sizing: border-box }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+def _image(fig, alt, kind):
+    "A figure as an `img` that holds its own data"
+    buffer = io.BytesIO()
+    fig.savefig(buffer, dpi=120, bbox_inches='tight', transparent=True)
+    plt.close(fig)
+    return f'<img class="{kind}" alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+def _rows(table, kind=''):
+    "A DataFrame as HTML that scrolls in its own box; its first column names the rows"
+    def cell(value): return escape(_number(value) if isinstance(value, float) else str(value))
+    head = ''.join(f'<th scope="col">{cell(name)}</th>' for name in table)
+    rows = '\n'.join(f'<tr><th scope="row">{cell(first)}</th>' + ''.join(f'<td>{cell(value)}</td>' for value in rest) + '</tr>'
+                     for first, *rest in table.itertuples(index=False))
+    return f'<div class="wide" tabindex="0"><table class="{kind}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>'
+
+@patch
+def batch_pictures(self: Comparison) -> dict: # `{arm: figure}`; a text where there is none for a reason
     "For each arm, samples of its first training batch as the network gets them"
-    before, seed = set(plt.get_fignums()), int(self.runs.seed.iloc[0])
-    pictures = {}
+    pictures, seed = {}, int(self.runs.seed.iloc[0])
     for arm, mixer in (self.arms or {}).items():
+        before = set(plt.get_fignums())
         with no_random(seed, reproducible=False), redirect_stdout(io.StringIO()):
-            learn = arm_learner(self.make_learner, mixer, seed)
-            if any(isinstance(cb, Mixer) for cb in learn.cbs): learn.show_mix(max_n=9)
-            elif hasattr(learn.dls, 'show_batch'): learn.dls.show_batch(max_n=9)
-        new = set(plt.get_fignums()) - before
-        if new: pictures[arm] = plt.figure(max(new))
-        before |= new
+            try: _show_batch(arm_learner(self.make_learner, mixer, seed))
+            except Exception as e: pictures[arm] = f'No picture: {e}'
+        for number in set(plt.get_fignums()) - before: pictures.setdefault(arm, plt.figure(number))
     return pictures
+
+def _show_batch(learn):
+    "Mixed samples; plain ones where nothing is mixed, if they are pictures"
+    if any(isinstance(cb, Mixer) for cb in learn.cbs): learn.show_mix(max_n=9)
+    elif hasattr(learn.dls, 'show_batch'):
+        batch = learn.dls.one_batch()
+        if all(map(_blends, _tensors(batch[:learn.dls.n_inp]))): learn.dls.show_batch(batch, max_n=9)
 
 @patch
 def report(self: Comparison,
@@ -497,20 +585,34 @@ def report(self: Comparison,
     title: str = 'Does mixing help?',
 ) -> Path: # of the page
     "Write one page that needs no other file: verdicts, table, curves, differences, pictures of the batches, settings, versions"
-    failed = self.runs[self.runs.status != 'finished']
-    batches = ''.join(f'<figure><figcaption>{escape(arm)}</figcaption>{_image(fig, f"Samples of a training batch: {arm}")}</figure>'
-                      for arm, fig in self.batch_pictures().items())
-    versions = '; '.join(dict.fromkeys(self.runs.versions))
-    settings = pd.DataFrame(dict(setting=self.settings.keys(), value=map(str, self.settings.values())))
-    body = [f'<h1>{escape(title)}</h1>', '<ul>', *(f'<li>{escape(line)}</li>' for line in self.verdicts(metric, higher_is_better)), '</ul>',
-            '<p>Within a seed, all arms started from the same weights and saw the same batches. Numbers are means ± standard '
-            'deviations over the seeds; in brackets, the 95 % confidence interval of the mean paired difference. The training '
-            'loss of an arm that mixes is that of mixed samples: it cannot be compared between arms.</p>',
-            _rows(self.for_reading(metric, higher_is_better))]
-    if len(failed): body += ['<h2>Failed runs</h2>', _rows(failed[['arm', 'seed', 'status']])]
-    body += ['<h2>Curves and differences</h2>', _image(self.plot(metric, higher_is_better)[0].figure, 'Learning curves and paired differences')]
-    if batches: body += ['<h2>What the network saw</h2>', f'<div class="arms">{batches}</div>']
-    body += ['<h2>Settings</h2>', _rows(settings), f'<p>{escape(versions)}</p>', '<h2>All runs</h2>', _rows(self.runs.drop(columns='versions'))]
+    arms, seeds, table = self.runs.arm.nunique(), self.runs.seed.nunique(), self.table(metric, higher_is_better)
+    body = [f'<h1>{escape(title)}</h1>',
+            f'<p class="soft">{arms} arm{"s"[:arms != 1]}, {seeds} seed{"s"[:seeds != 1]}, {_minutes(self.runs.seconds.sum())} of training</p>']
+    verdicts = self.verdicts(metric, higher_is_better)
+    if verdicts: body += ['<ul class="verdicts">', *(f'<li class="{verdict.split()[0]}">{escape(line)}</li>'
+                                                     for verdict, line in zip(table.verdict[1:], verdicts)), '</ul>']
+    reading = self.for_reading(metric, higher_is_better)
+    body += [_rows(reading.drop(columns='verdict', errors='ignore')),
+             '<p class="soft">Within a seed, all arms started from the same weights and saw the same batches. Numbers are means ± '
+             'standard deviations over the seeds; in brackets, the 95 % confidence interval of the mean paired difference. The '
+             'training loss of an arm that mixes is that of mixed samples: it cannot be compared between arms.</p>']
+    if self.failures(): body += ['<h2>Failed runs</h2>', '<ul>', *(f'<li>{escape(line)}</li>' for line in self.failures()), '</ul>']
+    body += ['<h2>Curves and differences</h2>', '<div class="grid">']
+    for panel in _panels(self, metric, higher_is_better):
+        fig, ax = plt.subplots(figsize=(4.6, 3.6), layout='constrained')
+        _draw(panel, ax)
+        if ax.get_legend_handles_labels()[0]: _legend(ax, 4)
+        body.append(_image(fig, f'Plot of {ax.get_title()}', 'plot'))
+    body.append('</div>')
+    pictures = self.batch_pictures()
+    if pictures: body += ['<h2>What the network saw</h2>', '<div class="grid">', *(
+        f'<figure><figcaption>{escape(arm)}</figcaption>' + (f'<p class="soft">{escape(picture)}</p>' if isinstance(picture, str) else
+        _image(picture, f'Samples of a training batch: {arm}', 'batch')) + '</figure>' for arm, picture in pictures.items()), '</div>']
+    settings = pd.DataFrame([(name, ', '.join(map(str, value)) or 'none' if isinstance(value, list) else str(value)) for name, value in self.settings.items()],
+                            columns=['setting', 'value'])
+    runs = self.runs.drop(columns='versions').assign(**{name: self.runs[name].map('{:.1f}'.format) for name in ('seconds', 'cpu_seconds')})
+    body += ['<h2>Settings</h2>', _rows(settings, 'loose'), *(f'<p class="soft">{escape(line)}</p>' for line in dict.fromkeys(self.runs.versions)),
+             '<h2>All runs</h2>', _rows(runs.rename(columns=lambda name: name.replace('_', ' ')))]
     page = Path(folder)/'report.html'
     page.parent.mkdir(parents=True, exist_ok=True)
     _write(page, _page.format(title=escape(title), body='\n'.join(body)))
