@@ -99,6 +99,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fastmix.compare._given': ('compare.html#_given', 'fastmix/compare.py'),
                                  'fastmix.compare._image': ('compare.html#_image', 'fastmix/compare.py'),
                                  'fastmix.compare._interval': ('compare.html#_interval', 'fastmix/compare.py'),
+                                 'fastmix.compare._is_simple': ('compare.html#_is_simple', 'fastmix/compare.py'),
                                  'fastmix.compare._legend': ('compare.html#_legend', 'fastmix/compare.py'),
                                  'fastmix.compare._minutes': ('compare.html#_minutes', 'fastmix/compare.py'),
                                  'fastmix.compare._named': ('compare.html#_named', 'fastmix/compare.py'),

@@ -117,7 +117,10 @@ def run_arm(
     return dict(status=status, epochs=len(curves)) | last | extra | dict(seconds=seconds, cpu_seconds=cpu_seconds), curves
 
 # %% ../nbs/05_compare.ipynb #4f0829ba
-_simple = int, float, str, bool, tuple, list
+def _is_simple(value):
+    "A number or text, or a tuple of such. Lists may be filled while a function runs"
+    return isinstance(value, (int, float, str)) or isinstance(value, tuple) and all(o is None or _is_simple(o) for o in value)
+
 _usual = TrainEvalCallback, Recorder, CastToTensor, ProgressCallback
 
 def _text(value):
@@ -125,7 +128,7 @@ def _text(value):
     text = name_of(value) if callable(value) else re.sub(' at 0x[0-9a-f]+', '', ' '.join(str(value).split()))
     return text if len(text) <= 400 else f'{text[:200]}… {hashlib.sha256(text.encode()).hexdigest()[:8]}'
 
-def _named(values): return [f'{name}={_text(value)}' for name, value in sorted(values.items()) if isinstance(value, _simple) or callable(value)]
+def _named(values): return [f'{name}={_text(value)}' for name, value in sorted(values.items()) if _is_simple(tuple(value) if isinstance(value, list) else value) or callable(value)]
 
 def _given(function): return [*map(_text, function.args), *_named(function.keywords)]
 
@@ -141,8 +144,8 @@ def _used(code, known):
     for i in dis.get_instructions(code):
         constant = code.co_consts[i.arg] if i.opcode in dis.hasconst else i.argval if i.opname == 'LOAD_SMALL_INT' else None
         if isinstance(constant, CodeType): yield from _used(constant, known)
-        elif isinstance(constant, _simple): yield repr(constant)
-        elif i.opname in ('LOAD_GLOBAL', 'LOAD_DEREF') and isinstance(known.get(i.argval), _simple): yield f'{i.argval}={_text(known[i.argval])}'
+        elif _is_simple(constant): yield repr(constant)
+        elif i.opname in ('LOAD_GLOBAL', 'LOAD_DEREF') and _is_simple(known.get(i.argval)): yield f'{i.argval}={_text(known[i.argval])}'
         elif i.opcode in dis.hasname: yield i.argval
 
 def calls_of(
@@ -154,7 +157,7 @@ def calls_of(
     code = getattr(function, '__code__', None)
     if code is None: return ' '.join([name_of(function), *([] if isinstance(function, type) else _named(getattr(function, '__dict__', {})))])
     cells = {name: cell.cell_contents for name, cell in zip(code.co_freevars, function.__closure__ or ())}
-    defaults = [_text(value) for value in function.__defaults__ or () if isinstance(value, _simple)]
+    defaults = [_text(value) for value in function.__defaults__ or () if _is_simple(value)]
     return ' '.join([*_used(code, function.__globals__ | cells), *defaults, *_named(function.__kwdefaults__ or {})])
 
 def arm_text(
@@ -324,7 +327,7 @@ def compare(
             if other: raise ValueError(f"make_learner must make a new model each time, from the same code: with seed {run_seed} the arm {arm} "
                                        f"starts from other weights than the arm {other['arm']} did ({other['versions']}; now {_versions()})")
             row, history = run_arm(learn, fit, evaluate, progress)
-        if progress and row['status'] != 'finished': print(row['status'], flush=True)
+        if progress and row['status'] != 'finished': print(f"\n{row['status']}", flush=True)
         rows.append(dict(arm=arm, seed=run_seed) | row | dict(weights=weights, versions=_versions()))
         if len(history): curves.append(pd.concat([pd.DataFrame(dict(arm=arm, seed=run_seed), history.index), history], axis=1))
         result.runs = pd.DataFrame(rows)
@@ -404,7 +407,7 @@ def for_reading(self: Comparison,
     table, rows = self.table(metric, higher_is_better), []
     first = table.index[0]
     for arm, row in table.iterrows():
-        line = dict(arm=arm, seeds=f"{row.seeds} ({row.failed} failed)" if row.failed else str(row.seeds))
+        line = dict(arm=arm, seeds=f'{row.seeds:.0f}' + (f' ({row.failed:.0f} failed)' if row.failed else ''))
         for name in self.measures:
             line[name.replace('_', ' ')] = _number(row[name]) + (f" ± {_number(row[f'{name}_sd'])}" if row.seeds > 1 else '')
         if len(table) > 1:

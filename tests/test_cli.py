@@ -4,16 +4,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from fastmix import cli
-from fastmix.cli import archs, check_out, check_settings, main, mixers
-from fastmix.compare import AllRunsFailed, read_results
+from fastmix.cli import archs, check_out, check_settings, main, mixers, set_aside
 
 options = dict(mixes='none,mixup', epochs=1)
 
@@ -33,10 +33,7 @@ def error_of(capsys, **given):
     return message
 
 
-files = ['curves.csv', 'report.html', 'results.csv', 'settings.json']
-
-
-def contents(folder): return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+def contents(folder): return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
 @pytest.fixture
@@ -80,50 +77,23 @@ def earlier(finished, tmp_path):
     return given, contents(given['out'])
 
 
+written = ['curves.csv', 'report.html', 'results.csv', 'settings.json']
+
+
 def test_digits(tmp_path, capsys):
     out = tmp_path/'new'/'results'
     fastmix(out=out, mixes='none,mixup,cutmix,choice', bs=32)
     printed = capsys.readouterr().out
     assert '1438 images to train on, 359 to validate on, in 10 classes' in printed
-    assert 'arm seeds train loss' in ' '.join(printed.split()) and str(out/'report.html') in printed
-    assert 'choice, seed 42 (run 4 of 4, about' in printed
-    runs = read_results(out).runs
+    assert 'choice, seed 42 (run 4 of 4, about ' in printed and '█' not in printed
+    assert 'cutmix against none: not distinguishable with 1 seed (accuracy' in printed
+    assert printed.endswith(f'The report, with curves and pictures of the batches: {out/"report.html"}\n')
+    runs = pd.read_csv(out/'results.csv')
     assert list(runs.arm) == list(mixers) and (runs.status == 'finished').all()
     assert (runs.accuracy > 0.5).all() and runs.train_loss.nunique() == 4
-    assert json.loads((out/'settings.json').read_text())['epochs'] == 1
-    text = (out/'report.html').read_text()
-    assert text.count('<img') == 5 and all(f'<figcaption>{arm}</figcaption>' in text for arm in mixers)
-    assert sorted(contents(out)) == files and list(out.parent.iterdir()) == [out]
-
-
-def test_several_seeds(photos, tmp_path, capsys):
-    given = dict(data=photos, arch='small', size=16, bs=8, out=tmp_path/'out')
-    fastmix(**given)
-    first = (tmp_path/'out'/'results.csv').read_text()
-    fastmix(**given, seeds=3)
-    printed = capsys.readouterr().out
-    assert '2 of 6 runs are in' in printed and 'with 3 seeds' in printed and 'mixup, seed 44 (run 6 of 6' in printed
-    assert (tmp_path/'out'/'results.csv').read_text().startswith(first)
-    runs = read_results(tmp_path/'out').runs
-    assert list(zip(runs.arm, runs.seed)) == [(arm, seed) for seed in (42, 43, 44) for arm in ('none', 'mixup')]
-
-
-def test_killed_and_taken_up_again(tmp_path):
-    out = tmp_path/'out'
-    command = [sys.executable, '-W', 'ignore', '-m', 'fastmix.cli', '--mixes', 'none,mixup', '--epochs', '1', '--seeds', '2', '--out', str(out)]
-    env = dict(os.environ, PYTHONPATH=str(Path(cli.__file__).parents[1]))
-    running = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, start_new_session=True)
-    while not (out/'results.csv').exists():
-        assert running.poll() is None
-        time.sleep(.02)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.communicate()
-    before = (out/'results.csv').read_text()
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    after = (out/'results.csv').read_text()
-    n = before.count('\n') - 1
-    assert 1 <= n < 4 and f'{n} of 4 runs are in {out}' in done.stdout
-    assert after.startswith(before) and after.count('\n') == 5 and sorted(contents(out)) == files
+    settings = json.loads((out/'settings.json').read_text())
+    assert settings['epochs'] == 1 and settings['arm mixup'].startswith('MixUp(alpha=0.4')
+    assert sorted(contents(out)) == written and (out/'report.html').read_text().count('<img') == 3 + 4
 
 
 def test_photographs(photos, tmp_path, capsys):
@@ -134,7 +104,7 @@ def test_photographs(photos, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert 'left out, as they have too few images: rare (1)' in printed
     assert f"skipped: {photos/'dark'/'broken.png'} (unreadable)" in printed
-    assert (read_results(tmp_path/'out').runs.accuracy > 0.7).all()
+    assert (pd.read_csv(tmp_path/'out'/'results.csv').accuracy > 0.7).all()
     assert json.loads((tmp_path/'out'/'settings.json').read_text())['data'] == str(photos)
 
 
@@ -166,19 +136,58 @@ def test_pretrained_weights_are_fine_tuned():
         assert learn.called == (method, 3, 0.1)
 
 
-def test_finished_runs_are_not_repeated(earlier, monkeypatch, capsys):
+def test_the_same_command_trains_nothing_again(earlier, capsys):
     given, before = earlier
-    monkeypatch.setattr(cli, 'train', lambda *args, **kwargs: pytest.fail('training began'))
     fastmix(**given)
-    assert '2 of 2 runs are in' in capsys.readouterr().out and contents(given['out']) == before
+    assert '2 of 2 runs are in' in capsys.readouterr().out
+    after = contents(given['out'])
+    assert {name: after[name] for name in written if name != 'report.html'} == {name: before[name] for name in written if name != 'report.html'}
 
 
-def test_the_same_settings_give_the_same_results(earlier):
+def test_more_seeds_and_mixes_join(earlier, capsys):
     given, before = earlier
-    fastmix(**given, force=True)
-    runs, again = (read_results(folder).runs.drop(columns=['seconds', 'cpu_seconds']) for folder in (given['out']/'old', given['out']))
-    assert runs.equals(again) and contents(given['out']/'old') == before
-    assert contents(given['out'])['curves.csv'] == before['curves.csv']
+    fastmix(**given, seeds=2)
+    fastmix(**given | dict(mixes='mixup,cutmix'))
+    assert contents(given['out'])['results.csv'].startswith(before['results.csv'])
+    runs = pd.read_csv(given['out']/'results.csv')
+    assert list(zip(runs.arm, runs.seed)) == [('none', 42), ('mixup', 42), ('none', 43), ('mixup', 43), ('cutmix', 42)]
+    assert 'mixup against none: ' in (printed := capsys.readouterr().out) and 'cutmix against mixup: ' in printed
+    assert not runs.train_loss.duplicated().any()
+
+
+def test_the_same_settings_give_the_same_results(finished, tmp_path):
+    fastmix(**finished | dict(out=tmp_path/'again'))
+    first, second = (pd.read_csv(out/'results.csv').drop(columns=['seconds', 'cpu_seconds']) for out in (finished['out'], tmp_path/'again'))
+    assert first.equals(second)
+
+
+def start(**given):
+    "The command as a process of its own; its lines can be read one by one"
+    env = dict(os.environ, PYTHONPATH=str(Path(cli.__file__).parents[1]), PYTHONWARNINGS='ignore')
+    command = [sys.executable, '-m', 'fastmix.cli', *(f'--{name}={value}' for name, value in (options | given).items())]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize('how, code', [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_killed_command_is_completed_by_the_same_command(tmp_path, capsys, how, code):
+    given = dict(out=tmp_path/'out', seeds=2)
+    with start(**given) as process:
+        for line in process.stdout:
+            if line.startswith('none, seed 43'): break
+        process.send_signal(how)
+        process.stdout.read()
+        errors = process.stderr.read()
+    assert process.returncode == code
+    assert how == signal.SIGKILL or errors.endswith('goes on from there\n')
+    there = contents(tmp_path/'out')
+    assert len(there['results.csv'].splitlines()) == 3 and 'report.html' not in there
+    fastmix(**given)
+    assert '2 of 4 runs are in' in capsys.readouterr().out
+    after = contents(tmp_path/'out')
+    assert after['results.csv'].startswith(there['results.csv']) and after['curves.csv'].startswith(there['curves.csv'])
+    runs = pd.read_csv(tmp_path/'out'/'results.csv')
+    assert list(zip(runs.arm, runs.seed)) == [(arm, seed) for seed in (42, 43) for arm in ('none', 'mixup')]
+    assert (runs.status == 'finished').all() and sorted(after) == written
 
 
 @pytest.mark.parametrize('given, message', [
@@ -187,7 +196,6 @@ def test_the_same_settings_give_the_same_results(earlier):
     (dict(size=4), '--size must be at least 8, got 4'),
     (dict(bs=1), '--bs must be at least 2, got 1'),
     (dict(seed=-1), '--seed must be at least 0, got -1'),
-    (dict(seeds=0), '--seeds must be at least 1, got 0'),
     (dict(lr=0), '--lr must be a positive number, got 0.0'),
     (dict(lr='nan'), '--lr must be a positive number, got nan'),
     (dict(lr='inf'), '--lr must be a positive number, got inf'),
@@ -229,6 +237,11 @@ def test_out_that_cannot_be_written(tmp_path, capsys, untrained):
     assert 'cannot write to' in error_of(capsys, out=tmp_path/'file'/'out')
 
 
+def test_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert check_out('.', {}) == tmp_path
+
+
 def test_results_of_other_settings_are_refused_before_training(earlier, capsys, untrained):
     given, before = earlier
     message = error_of(capsys, **given | dict(epochs=3, lr=0.5))
@@ -237,25 +250,37 @@ def test_results_of_other_settings_are_refused_before_training(earlier, capsys, 
     assert contents(given['out']) == before
 
 
-def test_results_of_other_images_are_refused(earlier, capsys):
+def test_results_whose_other_settings_show_later(earlier, capsys):
     given, before = earlier
-    another = Path(given['data'])/'dark'/'another.png'
-    shutil.copy(another.with_name('3.png'), another)
-    try: assert 'samples: ' in error_of(capsys, **given)
-    finally: another.unlink()
+    path = given['out']/'settings.json'
+    path.write_text(path.read_text().replace('alpha=0.4', 'alpha=9'))
+    message = error_of(capsys, **given)
+    assert 'arm mixup: MixUp(alpha=9' in message and message.endswith('give another folder as --out, or add --force\n')
+    assert contents(given['out']) == before | {'settings.json': path.read_bytes()}
+
+
+def test_force_sets_other_results_aside(earlier):
+    (given, before), out = earlier, earlier[0]['out']
+    (out/'notes.txt').write_text('mine')
+    fastmix(**given | dict(mixes='cutmix', bs=6), force=True)
+    assert json.loads((out/'settings.json').read_text())['bs'] == 6
+    after = contents(out)
+    assert {name.removeprefix('old/'): text for name, text in after.items() if name.startswith('old/')} == before
+    assert list(pd.read_csv(out/'results.csv').arm) == ['cutmix'] and after['notes.txt'] == b'mine'
+    (out/'curves.csv').unlink()
+    set_aside(out)
+    assert sorted(contents(out)) == ['notes.txt', 'old/report.html', 'old/results.csv', 'old/settings.json']
+    set_aside(out)
+    assert len(contents(out)) == 4
+
+
+def test_force_needs_settings_that_can_be_used(earlier, capsys, untrained):
+    given, before = earlier
+    error_of(capsys, **given | dict(arch='vgg11_bn', size=16), force=True)
     assert contents(given['out']) == before
 
 
-def test_force_sets_results_of_other_settings_aside(earlier):
-    given, before = earlier
-    (given['out']/'notes.txt').write_text('mine')
-    for mixes in ('cutmix', 'none'): fastmix(**given, mixes=mixes, epochs=1, lr=.01, force=True)
-    out = given['out']
-    assert list(read_results(out).runs.arm) == ['none'] and list(read_results(out/'old').runs.arm) == ['cutmix']
-    assert (out/'notes.txt').read_text() == 'mine' and sorted(contents(out)) == sorted([*files, 'notes.txt'])
-
-
-@pytest.mark.parametrize('text', [None, 'half of'])
+@pytest.mark.parametrize('text', [None, 'half of', '[1, 2]'])
 def test_results_without_their_settings(earlier, text):
     out = earlier[0]['out']
     settings = json.loads((out/'settings.json').read_text())
@@ -268,15 +293,28 @@ def test_results_without_their_settings(earlier, text):
 def test_an_empty_folder_is_used(tmp_path): assert check_out(tmp_path, {}) == tmp_path
 
 
-@pytest.mark.parametrize('error, code, message', [(KeyboardInterrupt(), 130, 'the same command goes on from there'),
-                                                  (OSError('disk full'), 2, 'disk full'), (AllRunsFailed('every run failed'), 2, 'every run failed')])
-def test_an_interrupted_run_keeps_results(earlier, capsys, monkeypatch, error, code, message):
+@pytest.mark.parametrize('error, code, message', [
+    (KeyboardInterrupt(), 130, 'the same command, without --force, goes on from there'), (OSError('disk full'), 2, 'disk full'),
+    (cli.AllRunsFailed('every run failed; the first: no memory'), 2, 'fastmix: every run failed; the first: no memory')])
+def test_how_an_error_ends_the_command(earlier, capsys, monkeypatch, error, code, message):
     given, before = earlier
     def compare(*args, **kwargs): raise error
     monkeypatch.setattr(cli, 'compare', compare)
     with pytest.raises(SystemExit) as e: fastmix(**given)
     assert e.value.code == code and message in capsys.readouterr().err
     assert contents(given['out']) == before
+
+
+def test_a_failed_run_is_told_and_not_repeated(earlier, capsys, monkeypatch):
+    given, train = earlier[0] | dict(mixes='none,mixup,cutmix'), cli.train
+    def no_memory(learn, **settings):
+        if hasattr(learn, 'cut_mix'): raise torch.OutOfMemoryError('CUDA out of memory')
+        train(learn, **settings)
+    monkeypatch.setattr(cli, 'train', no_memory)
+    for times in (2, 1): # while training and in the end, then only in the end
+        fastmix(**given)
+        assert capsys.readouterr().out.count('failed: OutOfMemoryError: CUDA out of memory') == times
+    assert 'cutmix, seed 42 failed: OutOfMemoryError' in (given['out']/'report.html').read_text()
 
 
 def test_an_error_of_the_program_keeps_its_traceback(earlier, monkeypatch):
@@ -301,4 +339,5 @@ def test_as_a_module(tmp_path):
 
 def test_clothing(data, tmp_path):
     fastmix(data=data/'clothing-small-160', out=tmp_path/'out', arch='small', size=16, mixes='mixup')
-    assert read_results(tmp_path/'out').runs.accuracy[0] > 0.15
+    assert pd.read_csv(tmp_path/'out'/'results.csv').accuracy[0] > 0.15
+    assert (tmp_path/'out'/'report.html').read_text().count('<img') == 4

@@ -1,11 +1,9 @@
+import gc
+import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
+import weakref
 from copy import deepcopy
-from functools import partial
+from functools import partial, wraps
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,30 +16,54 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy, error_rate
+from fastai.optimizer import SGD, Adam
 from fastai.torch_core import get_random_states
 from scipy.stats import ttest_rel
 from torch import nn
+from torch.utils.data import DataLoader as TorchDataLoader
 
-from fastmix.callback import CutMix, ManifoldMixUp, MixChoice, MixUp
+from fastmix.callback import CutMix, ManifoldMixUp, MixChoice, Mixer, MixUp
 from fastmix.compare import (AllRunsFailed, Comparison, OtherResults, arm_learner, arm_text, calls_of, compare, name_of,
-                             paired_difference, read_results)
+                             paired_difference, read_results, settings_of)
+
+
+def pairs(n=96):
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % 3
+    return list(zip(torch.randn(n, 1, 6, 6, generator=generator) + y[:, None, None, None], y))
 
 
 @pytest.fixture(scope='module')
-def dls():
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(96) % 3
-    x = torch.randn(96, 1, 6, 6, generator=generator) + y[:, None, None, None]
-    pairs = list(zip(x, y))
-    return DataLoaders(DataLoader(pairs[:72], bs=8, shuffle=True, drop_last=True), DataLoader(pairs[72:], bs=24))
+def dls(): return DataLoaders(DataLoader(pairs()[:72], bs=8, shuffle=True, drop_last=True), DataLoader(pairs()[72:], bs=24))
 
 
 @pytest.fixture
 def make_learner(dls):
-    def make():
+    def make(metrics=accuracy, **kwargs):
         model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
-        return Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, lr=0.05)
+        return Learner(dls, model, **{'loss_func': CrossEntropyLossFlat(), 'metrics': metrics, 'lr': 0.05} | kwargs)
     return make
+
+
+@pytest.fixture(autouse=True, scope='module')
+def frozen():
+    "Collecting garbage, as every run does, need not look at what was imported"
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close('all')
+
+
+def once(learn): learn.fit(1)
+
+
+two_arms = {'none': None, 'MixUp': MixUp()}
+quietly = partial(compare, progress=False)
 
 
 class Watch(Callback):
@@ -64,11 +86,50 @@ def watched(make_learner, mixer, seed):
     return torch.stack(Watch.inputs), torch.stack(Watch.outputs)
 
 
-@pytest.mark.parametrize('mixer', [MixUp(), CutMix()])
+class Raises(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+    def forward(self, x): raise self.error
+
+
+class Fail(Callback):
+    "Have the model raise an error"
+    def __init__(self, error=RuntimeError('out of memory:\n tried  1 GiB')): self.error = error
+    def before_fit(self): self.learn.model.append(Raises(self.error))
+
+
+class Diverge(Callback):
+    "Make the loss NaN in the third epoch"
+    def after_pred(self):
+        if self.training and self.epoch == 2: self.learn.pred = self.pred * math.nan
+
+
+def made(accuracies):
+    "A comparison of given accuracies, `{arm: one per seed}`, None where a run failed"
+    rows = [dict(arm=arm, seed=seed, status='finished' if value is not None else 'failed: no memory', epochs=2, train_loss=1.,
+                 valid_loss=1., accuracy=math.nan if value is None else value, seconds=4., cpu_seconds=4., weights='00', versions='')
+            for arm, values in accuracies.items() for seed, value in enumerate(values)]
+    curves = [dict(arm=row['arm'], seed=row['seed'], epoch=epoch, train_loss=1., valid_loss=1., accuracy=row['accuracy'])
+              for row in rows for epoch in (1, 2)]
+    return Comparison(pd.DataFrame(rows), pd.DataFrame(curves))
+
+
+# ---- the same start
+
+@pytest.mark.parametrize('mixer', [MixUp(), CutMix(), MixChoice(MixUp(), CutMix()), ManifoldMixUp('3'), [MixUp()], MixUp])
 def test_arms_get_the_same_batches_in_the_same_order(make_learner, mixer):
     plain, mixed = (watched(make_learner, arm, 7)[0] for arm in (None, mixer))
     assert torch.equal(plain, mixed)
     assert not torch.equal(plain, watched(make_learner, mixer, 8)[0])
+
+
+@pytest.mark.parametrize('generator', [None, torch.Generator()])
+def test_loaders_of_torch_begin_anew_as_well(generator):
+    dls = DataLoaders(TorchDataLoader(pairs()[:72], 8, shuffle=True, generator=generator), TorchDataLoader(pairs()[72:], 24))
+    def make(): return Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), loss_func=nn.CrossEntropyLoss())
+    first, second, other = (watched(make, None, seed)[0] for seed in (7, 7, 8))
+    assert torch.equal(first, second) and not torch.equal(first, other)
 
 
 def test_arms_drop_the_same_units(make_learner):
@@ -89,46 +150,48 @@ def test_the_given_mixer_is_copied(make_learner):
     before = deepcopy(mixer)
     learn = arm_learner(make_learner, mixer)
     assert learn.mix_up is not mixer
-    compare(make_learner, dict(mixup=mixer), lambda learn: learn.fit(1), progress=False)
+    quietly(make_learner, dict(mixup=mixer), once)
     assert (mixer.rng, mixer.mix) == (before.rng, before.mix)
 
 
-three_arms = {'none': None, 'MixUp': MixUp(), 'CutMix': CutMix()}
+def test_a_shared_model_is_refused(dls):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    def make(): return Learner(dls, model, loss_func=CrossEntropyLossFlat())
+    with pytest.raises(ValueError, match='new model each time.* the arm MixUp starts .* the arm none did'):
+        quietly(make, two_arms, once)
 
 
-def fit(learn): learn.fit(2)
+def test_a_shared_learner_is_refused(make_learner):
+    learn = make_learner()
+    with pytest.raises(ValueError, match='new model each time'): quietly(lambda: learn, {'none': None, 'again': None}, once)
 
 
-@pytest.fixture(scope='module')
-def finished(dls):
-    "A comparison of three arms and three seeds"
-    def make():
-        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
-        return Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=[accuracy, error_rate], lr=0.05)
-    return compare(make, three_arms, fit, seeds=3, progress=False)
+# ---- the runs
 
-
-def test_runs_and_curves(finished):
-    runs, curves = finished.runs, finished.curves
-    assert list(zip(runs.seed, runs.arm)) == [(seed, arm) for seed in (42, 43, 44) for arm in three_arms]
-    assert finished.measures == ['train_loss', 'valid_loss', 'accuracy', 'error_rate']
-    assert (runs.status == 'finished').all() and (runs.epochs == 2).all() and (runs.seconds > 0).all() and (runs.cpu_seconds > 0).all()
-    assert (runs.groupby('seed').weights.nunique() == 1).all() and runs.weights.nunique() == 3
-    assert runs.versions.str.match(r'fastmix \S+, fastai \S+, torch \S+, Python \S+$').all()
-    last = curves[curves.epoch == 2].reset_index(drop=True)
-    assert len(curves) == 18 and last[finished.measures].equals(runs[finished.measures])
+def test_the_rows_of_a_comparison(make_learner):
+    arms = {**two_arms, 'CutMix': CutMix()}
+    comparison = quietly(make_learner, arms, lambda learn: learn.fit(2), seeds=2, seed=5)
+    runs = comparison.runs
+    assert list(runs.columns) == ['arm', 'seed', 'status', 'epochs', 'train_loss', 'valid_loss', 'accuracy', 'seconds',
+                                  'cpu_seconds', 'weights', 'versions']
+    assert list(zip(runs.arm, runs.seed)) == [(arm, seed) for seed in (5, 6) for arm in arms]
+    assert (runs.status == 'finished').all() and (runs.epochs == 2).all() and (runs.seconds > 0).all()
+    assert runs.train_loss.nunique() == 6 and list(runs.groupby('seed').weights.nunique()) == [1, 1]
+    for run in runs.itertuples():
+        curve = comparison.curves.query('arm == @run.arm and seed == @run.seed')
+        assert list(curve.epoch) == [1, 2]
+        assert (run.train_loss, run.valid_loss, run.accuracy) == tuple(curve.iloc[-1][['train_loss', 'valid_loss', 'accuracy']])
 
 
 def test_runs_repeat(make_learner):
-    first, second = (compare(make_learner, dict(mixup=MixUp()), fit, progress=False).curves for _ in range(2))
+    first, second = (quietly(make_learner, two_arms, lambda learn: learn.fit(2)).curves for _ in range(2))
     assert first.equals(second)
 
 
-def test_a_seed_does_not_depend_on_those_before(make_learner):
-    arms = {'none': None, 'MixUp': MixUp()}
-    both = compare(make_learner, arms, fit, seeds=2, seed=5, progress=False).curves
-    alone = compare(make_learner, arms, fit, seed=6, progress=False).curves
-    assert both[both.seed == 6].reset_index(drop=True).equals(alone)
+def test_seeds_do_not_depend_on_those_before(make_learner):
+    comparison = quietly(make_learner, two_arms, once, seeds=2, seed=5)
+    alone = quietly(make_learner, two_arms, once, seed=6)
+    assert comparison.curves.query('seed == 6').reset_index(drop=True).equals(alone.curves)
 
 
 def test_all_fits_are_in_the_curves(make_learner):
@@ -136,90 +199,30 @@ def test_all_fits_are_in_the_curves(make_learner):
         learn.fit(1)
         learn.validate()
         learn.fit(2)
-    curves = compare(make_learner, dict(none=None), twice, progress=False).curves
+    curves = quietly(make_learner, dict(none=None), twice).curves
     assert list(curves.epoch) == [1, 2, 3] and not curves.isna().any(axis=None)
-
-
-def test_what_evaluate_gives_is_a_measure(make_learner):
-    result = compare(make_learner, dict(none=None), fit, evaluate=lambda learn: dict(size=torch.tensor(3.)), progress=False)
-    assert result.measures[-1] == 'size' and result.runs['size'].tolist() == [3.]
-
-
-@pytest.mark.parametrize('arm', [MixChoice(MixUp(), CutMix()), ManifoldMixUp(layers=nn.Linear), [MixUp()], MixUp])
-def test_anything_that_a_learner_takes_is_an_arm(make_learner, arm):
-    assert (compare(make_learner, {'none': None, 'arm': arm}, fit, progress=False).runs.status == 'finished').all()
-
-
-def test_the_table(finished):
-    table, runs = finished.table(), finished.runs
-    assert list(table.index) == list(three_arms) and (table.seeds == 3).all() and (table.failed == 0).all()
-    for arm in three_arms:
-        own = runs[runs.arm == arm]
-        assert table.accuracy[arm] == own.accuracy.mean() and table.accuracy_sd[arm] == own.accuracy.std()
-        assert table.seconds_per_epoch[arm] == pytest.approx((own.seconds/2).mean())
-    for metric, lower in dict(accuracy=False, error_rate=True, valid_loss=True).items():
-        table = finished.table(metric)
-        values = {arm: runs[runs.arm == arm][metric].to_numpy() for arm in three_arms}
-        for arm in ('MixUp', 'CutMix'):
-            expected = ttest_rel(values[arm], values['none'])
-            interval = expected.confidence_interval()
-            got = table.loc[arm]
-            np.testing.assert_allclose([got.difference, got.ci_low, got.ci_high],
-                                       [(values[arm] - values['none']).mean(), interval.low, interval.high], rtol=1e-9, atol=1e-12)
-            sure = expected.pvalue < .05
-            assert got.verdict == (('better' if (got.difference < 0) == lower else 'worse') if sure else 'not distinguishable with 3 seeds')
-    assert pd.isna(table.difference['none']) and pd.isna(table.verdict['none'])
-
-
-@pytest.mark.parametrize('differences, verdict', [
-    ([.01, .011, .012], 'better'), ([-.01, -.011, -.012], 'worse'), ([.01, -.01, .03], 'not distinguishable with 3 seeds'),
-    ([.5], 'not distinguishable with 1 seed'), ([], 'not distinguishable with 0 seeds'), ([0., 0.], 'not distinguishable with 2 seeds')])
-def test_verdicts(differences, verdict):
-    assert paired_difference(differences)['verdict'] == verdict
-    swap = dict(better='worse', worse='better')
-    assert paired_difference(differences, higher_is_better=False)['verdict'] == swap.get(verdict, verdict)
-
-
-def test_the_table_for_reading(finished):
-    table, text = finished.for_reading(), str(finished)
-    mean, sd = (f'{value:.4f}' for value in (finished.table().accuracy['none'], finished.table().accuracy_sd['none']))
-    assert table.accuracy[0] == f'{mean} ± {sd}' and f'{mean} ± {sd}' in text
-    assert table['accuracy against none'][0] == '' and table['accuracy against none'][1].count('[') == 1
-    assert '<table' in finished._repr_html_() and repr(finished) == text
-    assert len(finished.verdicts()) == 2 and finished.verdicts()[0].startswith('MixUp against none: ')
-
-
-def test_one_seed_has_no_spread(make_learner):
-    result = compare(make_learner, {'none': None, 'MixUp': MixUp()}, fit, progress=False)
-    assert '±' not in str(result) and '[' not in str(result) and 'with 1 seed' in str(result)
-    assert [ax.get_title() for ax in result.plot()] == ['train loss', 'valid loss', 'accuracy']
-    plt.close('all')
-
-
-def test_without_metrics_the_validation_loss_decides(dls):
-    def make(): return Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), loss_func=CrossEntropyLossFlat())
-    assert compare(make, dict(none=None), fit, progress=False).judged_by() == ('valid_loss', False)
-
-
-def test_an_unknown_measure(finished):
-    with pytest.raises(ValueError, match="no measure 'acuracy': there are train_loss, valid_loss, accuracy, error_rate"):
-        finished.table('acuracy')
 
 
 def test_the_global_random_state_is_left_alone(make_learner):
     before = get_random_states()
-    compare(make_learner, dict(mixup=MixUp()), lambda learn: learn.fit(1), progress=False)
+    quietly(make_learner, {'mixup': MixUp(), 'fails': Fail()}, once)
     after = get_random_states()
     assert torch.equal(before['torch_state'], after['torch_state'])
     assert before['random_state'] == after['random_state']
     assert np.array_equal(before['numpy_state'][1], after['numpy_state'][1])
 
 
-@pytest.mark.parametrize('progress', [True, False])
-def test_progress(make_learner, capsys, progress):
-    compare(make_learner, {'none': None, 'MixUp': MixUp()}, lambda learn: learn.fit(1), seed=7, progress=progress)
-    printed = capsys.readouterr().out
-    assert ('none, seed 7 (run 1 of 2)' in printed) is ('MixUp, seed 7 (run 2 of 2, about 0 s left)' in printed) is progress
+def test_progress(make_learner, capsys):
+    compare(make_learner, two_arms | {'fails': Fail()}, once, seeds=2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if ' (run ' in line or 'failed' in line]
+    assert lines[0] == 'none, seed 42 (run 1 of 6)'
+    assert lines[1].startswith('MixUp, seed 42 (run 2 of 6, about ') and lines[1].endswith(' s left)')
+    assert lines[3] == 'failed: RuntimeError: out of memory: tried 1 GiB' and len(lines) == 8
+
+
+def test_no_progress(make_learner, capsys):
+    quietly(make_learner, two_arms | {'fails': Fail()}, once)
+    assert capsys.readouterr().out == ''
 
 
 @pytest.mark.parametrize('arms, seeds', [({}, 1), (dict(none=None), 0)])
@@ -227,195 +230,341 @@ def test_nothing_to_compare(make_learner, arms, seeds):
     with pytest.raises(ValueError, match='needs an arm and a seed'): compare(make_learner, arms, print, seeds=seeds)
 
 
-def test_a_shared_model_is_refused(dls):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
-    def make(): return Learner(dls, model, loss_func=CrossEntropyLossFlat())
-    with pytest.raises(ValueError, match='new model each time: the arm MixUp .* arm none'):
-        compare(make, {'none': None, 'MixUp': MixUp()}, lambda learn: learn.fit(1), progress=False)
+def test_evaluate_adds_columns_or_replaces_them(make_learner):
+    comparison = quietly(make_learner, two_arms, once, evaluate=lambda learn: {'accuracy': .25, 'test': torch.tensor(.5)})
+    assert comparison.measures == ['train_loss', 'valid_loss', 'accuracy', 'test']
+    assert set(comparison.runs.accuracy) == {.25} and set(comparison.runs.test) == {.5}
+    assert 'test' not in comparison.curves and comparison.table('test').difference['MixUp'] == 0
+    assert len(comparison.plot('test')) == 3
 
 
-class OutOfMemory(Callback):
-    def before_batch(self): raise torch.OutOfMemoryError('no memory\nleft')
+def test_names_of_arms_become_texts(make_learner):
+    assert list(quietly(make_learner, {0: None, .2: MixUp(.2)}, once).runs.arm) == ['0', '0.2']
 
 
-class NotANumber(Callback):
-    def after_loss(self): self.learn.loss_grad = self.learn.loss = self.learn.loss_grad*math.nan
+# ---- runs that fail
+
+def test_a_failed_run_is_recorded_and_the_others_go_on(make_learner, tmp_path):
+    arms = {'fails': Fail(), 'diverges': Diverge(), 'none': None}
+    comparison = quietly(make_learner, arms, lambda learn: learn.fit(5), seeds=2, folder=tmp_path)
+    assert list(comparison.runs.status) == ['failed: RuntimeError: out of memory: tried 1 GiB',
+                                            'failed: the loss is not a finite number', 'finished']*2
+    assert list(comparison.runs.epochs) == [0, 3, 5]*2
+    assert comparison.runs.accuracy.isna().tolist() == [True, True, False]*2
+    assert list(comparison.table().failed) == [2, 2, 0] and list(comparison.table().seeds) == [0, 0, 2]
+    assert comparison.failures()[0] == 'fails, seed 42 failed: RuntimeError: out of memory: tried 1 GiB'
+    assert read_results(tmp_path).runs.equals(comparison.runs) and read_results(tmp_path).curves.equals(comparison.curves)
 
 
-def test_failed_runs_are_recorded_and_the_others_go_on(make_learner, tmp_path):
-    arms = {'none': None, 'memory': OutOfMemory(), 'nan': NotANumber(), 'MixUp': MixUp()}  # nan: as a name, no missing value
-    result = compare(make_learner, arms, fit, seeds=2, folder=tmp_path, progress=False)
-    status = result.runs.set_index(['arm', 'seed']).status
-    assert (status['none'] == 'finished').all() and (status['MixUp'] == 'finished').all()
-    assert status['memory', 43].startswith('failed: OutOfMemoryError: ') and status['memory', 43].endswith('no memory left')
-    assert status['nan', 42] == 'failed: the loss is not a finite number'
-    assert result.runs.set_index('arm').epochs['nan'].tolist() == [1, 1]  # and not 2
-    table = result.table()
-    assert table.failed.to_dict() == dict(none=0, memory=2, nan=2, MixUp=0) and pd.isna(table.accuracy['nan'])
-    assert table.verdict['memory'] == 'not distinguishable with 0 seeds'
-    assert '0 (2 failed)' in str(result) and 'memory, seed 42 failed: OutOfMemoryError: ' in str(result)
-    assert 'memory has no finished run to compare with none' in result.verdicts()
-    assert 'Failed runs' in result.report(tmp_path).read_text()
-    result.plot()
-    plt.close('all')
-    again = compare(make_learner, arms, fit, seeds=2, folder=tmp_path, progress=False)
-    pd.testing.assert_frame_equal(again.runs, result.runs)
-
-
-def test_a_failed_arm_is_paired_where_both_finished(make_learner):
-    def sometimes(learn):
-        if torch.initial_seed() == 43 and hasattr(learn, 'mix_up'): raise RuntimeError('bad luck')
+def test_a_failed_run_is_not_repeated_until_its_line_is_deleted(make_learner, tmp_path):
+    arms, full = {'none': None, 'MixUp': MixUp()}, [True]
+    def fit(learn):
+        if full and hasattr(learn, 'mix_up'): raise RuntimeError('out of memory')
         learn.fit(1)
-    result = compare(make_learner, {'none': None, 'MixUp': MixUp()}, sometimes, seeds=3, progress=False)
-    runs = result.finished.pivot(index='seed', columns='arm', values='accuracy').loc[[42, 44]]
-    assert result.table().difference['MixUp'] == pytest.approx((runs['MixUp'] - runs['none']).mean())
+    first = quietly(make_learner, arms, fit, folder=tmp_path)
+    assert list(first.runs.status) == ['finished', 'failed: RuntimeError: out of memory']
+    full.clear()
+    assert quietly(make_learner, arms, fit, folder=tmp_path).runs.equals(first.runs)
+    lines = (tmp_path/'results.csv').read_text().splitlines(keepends=True)
+    (tmp_path/'results.csv').write_text(''.join(lines[:2]))
+    again = quietly(make_learner, arms, fit, folder=tmp_path)
+    assert list(again.runs.status) == ['finished']*2 and not again.curves.duplicated(['arm', 'seed', 'epoch']).any()
 
 
-def test_when_every_run_fails_the_reason_is_told(make_learner):
-    with pytest.raises(AllRunsFailed, match='every run failed; the first: fit trained no epoch'):
-        compare(make_learner, dict(none=None), lambda learn: learn.validate(), progress=False)
+def test_a_fit_without_epochs(make_learner):
+    with pytest.raises(AllRunsFailed, match='fit trained no epoch'):
+        quietly(make_learner, dict(none=None), lambda learn: learn.validate())
 
 
-def test_interrupted_and_taken_up_again(make_learner, tmp_path):
-    fits = []
-    def interrupted(learn):
-        fits.append(1)
-        if len(fits) == 4: raise KeyboardInterrupt
-        learn.fit(1)
-    def go(): return compare(make_learner, {'none': None, 'MixUp': MixUp()}, interrupted, seeds=3, folder=tmp_path, progress=False)
-    with pytest.raises(KeyboardInterrupt): go()
-    before = (tmp_path/'results.csv').read_text()
-    assert before.count('\n') == 4
-    result = go()
-    assert len(fits) == 3 + 1 + 3 and (tmp_path/'results.csv').read_text().startswith(before)
-    assert list(result.runs.arm) == ['none', 'MixUp']*3 and len(result.curves) == 6
-    read = read_results(tmp_path)
-    pd.testing.assert_frame_equal(read.runs, result.runs, check_exact=True)
-    pd.testing.assert_frame_equal(read.curves, result.curves, check_exact=True)
-    assert str(read) == str(result) and sorted(path.name for path in tmp_path.iterdir()) == ['curves.csv', 'results.csv', 'settings.json']
+def test_all_runs_failed(make_learner, tmp_path):
+    for _ in range(2):
+        with pytest.raises(AllRunsFailed, match='every run failed; the first: RuntimeError: out of memory'):
+            quietly(make_learner, dict(fails=Fail()), once, folder=tmp_path)
+    comparison = read_results(tmp_path)
+    assert str(comparison) == 'no run has finished\nfails, seed 42 failed: RuntimeError: out of memory: tried 1 GiB'
+    assert 'no run has finished' in comparison._repr_html_()
+    with pytest.raises(ValueError, match='nothing to compare'): comparison.table()
 
 
-def test_killed_and_taken_up_again(tmp_path):
-    script = tmp_path/'script.py'
-    script.write_text('''
-import sys, time, torch
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
-from fastai.learner import Learner
-from torch import nn
-from fastmix.callback import MixUp
-from fastmix.compare import compare
+def test_a_failed_evaluation_is_a_failed_run(make_learner):
+    def evaluate(learn):
+        if any(isinstance(cb, Mixer) for cb in learn.cbs): raise KeyError('no test images')
+        return {'test': 1}
+    assert list(quietly(make_learner, two_arms, once, evaluate=evaluate).runs.status) == [
+        'finished', "failed: KeyError: 'no test images'"]
 
-torch.manual_seed(0)
-pairs = [(torch.randn(4), torch.tensor(i % 2)) for i in range(32)]
-dls = DataLoaders(*[DataLoader(pairs, bs=8)]*2)
-def fit(learn):
-    time.sleep(float(sys.argv[2]))
-    learn.fit(1)
-compare(lambda: Learner(dls, nn.Linear(4, 2), loss_func=nn.CrossEntropyLoss()), {'none': None, 'MixUp': MixUp()}, fit, seeds=4, folder=sys.argv[1])
-''')
-    out = tmp_path/'out'
-    def start(pause): return subprocess.Popen([sys.executable, script, out, pause], stdout=subprocess.PIPE, text=True, start_new_session=True,
-                                              env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
-    running = start('1')
-    while not (out/'results.csv').exists() or (out/'results.csv').read_text().count('\n') < 3:
-        assert running.poll() is None
-        time.sleep(.05)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.communicate()
-    before = (out/'results.csv').read_text()
-    again = start('0')
-    printed, _ = again.communicate(timeout=120)
-    after = (out/'results.csv').read_text()
-    n = before.count('\n') - 1
-    assert again.returncode == 0 and f'{n} of 8 runs are in' in printed
-    assert 2 <= n < 8 and after.startswith(before) and after.count('\n') == 9
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, SystemExit])
+def test_an_interruption_stops_the_comparison_and_keeps_finished_runs(make_learner, tmp_path, error):
+    with pytest.raises(error): quietly(make_learner, {'none': None, 'stop': Fail(error())}, once, folder=tmp_path)
+    assert list(read_results(tmp_path).runs.arm) == ['none']
+
+
+def test_memory_is_freed_before_the_next_run(make_learner):
+    models, alive = [], []
+    def make():
+        gc.disable() # nothing but the comparison itself collects
+        alive.append(sum(model() is not None for model in models[1:]))
+        learn = make_learner()
+        models.append(weakref.ref(learn.model))
+        return learn
+    try: quietly(make, {'fails': Fail(), 'none': None, 'MixUp': MixUp()}, once)
+    finally: gc.enable()
+    assert alive == [0]*4
+
+
+def test_without_validation(make_learner):
+    dls = DataLoaders(DataLoader(pairs()[:72], bs=8), DataLoader([], bs=8))
+    comparison = quietly(lambda: Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), loss_func=nn.CrossEntropyLoss()),
+                         two_arms, once, evaluate=lambda learn: {'score': 1.})
+    assert comparison.measures == ['train_loss', 'score'] and comparison.judged_by()[0] == 'score'
+
+
+# ---- settings
+
+def test_what_a_fit_calls():
+    n, rates, log = 5, (1e-3, 1e-2), []
+    def fit(learn, wd=.1, *, div=25): log.append(learn.fit_one_cycle(n, rates[0]))
+    def wrapped(f):
+        @wraps(f)
+        def g(learn): return f(learn)
+        return g
+    class Fit:
+        def __init__(self, n): self.n = n
+        def __call__(self, learn): learn.fit(self.n)
+        def train(self, learn): learn.fit(3)
+    assert calls_of(fit) == 'append fit_one_cycle n=5 rates=(0.001, 0.01) 0 0.1 div=25'
+    assert calls_of(wrapped(fit)) == calls_of(fit)
+    assert calls_of(partial(fit, div=3)) == calls_of(fit) + ' div=3'
+    assert calls_of(Fit(2)) == 'Fit n=2' and calls_of(Fit(2).train) == 'fit 3' and calls_of(Fit) == 'Fit'
+    assert calls_of(print) == 'print' and calls_of(partial(print, fit, object())) == 'print fit <object object>'
+    assert calls_of(lambda learn: (learn.fit(2), learn.fine_tune(3))) == 'fit 2 fine_tune 3'
+    assert '3' in calls_of(lambda learn: [learn.fit(i) for i in (n, n*3)])
+    long = (0,)*1000
+    def many(learn): learn.fit(long)
+    assert len(calls_of(many)) < 250
+
+
+def test_names():
+    assert name_of(partial(Adam, wd=.1, sqr_mom=.9)) == 'Adam sqr_mom=0.9 wd=0.1'
+    assert name_of(CrossEntropyLossFlat()) == 'CrossEntropyLossFlat' and name_of(SGD) == 'SGD'
+
+
+def test_texts_of_arms():
+    assert arm_text(None) == 'no mixing'
+    assert arm_text(CutMix) == arm_text(CutMix())
+    assert arm_text([MixUp(.2), Watch]) == f'{arm_text(MixUp(.2))} and Watch()'
+    assert "layers=['2']" in arm_text(ManifoldMixUp('2'))
+    assert 'MixUp(alpha=0.2,' in arm_text(MixChoice(MixUp(.2), CutMix()))
+    assert ' at 0x' not in arm_text(Fail(object()))
+
+
+@pytest.mark.parametrize('change', [dict(metrics=error_rate), dict(lr=.1), dict(wd=.1), dict(cbs=Watch()), dict(opt_func=SGD),
+                                    dict(loss_func=nn.CrossEntropyLoss())])
+def test_settings_tell_learners_apart(make_learner, change):
+    now, other = settings_of(make_learner(), once), settings_of(make_learner(**change), once)
+    assert sum(now[name] != other[name] for name in now) == 1
+
+
+def test_settings_can_be_anything(make_learner, tmp_path):
+    given = dict(path=tmp_path, n=np.int64(3), sizes=(1, 2))
+    for _ in range(2): quietly(make_learner, dict(none=None), once, folder=tmp_path/'out', settings=given)
+    settings = read_results(tmp_path/'out').settings
+    assert settings['path'] == str(tmp_path) and settings['n'] == '3' and settings['sizes'] == [1, 2]
+
+
+# ---- results in a folder
+
+def files(folder): return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_more_seeds_and_arms_join(make_learner, tmp_path):
-    first = compare(make_learner, {'none': None, 'MixUp': MixUp()}, fit, folder=tmp_path, progress=False)
-    more = compare(make_learner, {'none': None, 'CutMix': CutMix()}, fit, seeds=2, folder=tmp_path, progress=False)
-    assert list(zip(more.runs.arm, more.runs.seed)) == [('none', 42), ('CutMix', 42), ('none', 43), ('CutMix', 43)]
-    assert more.runs.seconds[0] == first.runs.seconds[0] and len(read_results(tmp_path).runs) == 5
+    fits = []
+    def fit(learn):
+        fits.append(learn)
+        learn.fit(1)
+    first = quietly(make_learner, two_arms, fit, folder=tmp_path)
+    lines = (tmp_path/'results.csv').read_text().splitlines()
+    more = quietly(make_learner, {'MixUp': MixUp(), 'CutMix': CutMix(), 'none': None}, fit, seeds=2, folder=tmp_path)
+    assert len(fits) == 6 and (tmp_path/'results.csv').read_text().splitlines()[:3] == lines
+    assert list(more.runs.arm) == ['MixUp', 'CutMix', 'none']*2 and list(more.table().index) == ['MixUp', 'CutMix', 'none']
+    assert read_results(tmp_path).runs.iloc[:2].equals(first.runs)
+    fewer = quietly(make_learner, {'CutMix': CutMix()}, fit, folder=tmp_path)
+    assert len(fits) == 6 and len(fewer.runs) == 1 and len(read_results(tmp_path).runs) == 6
 
 
-def contents(folder): return {path.name: path.read_bytes() for path in folder.iterdir()}
+def test_results_are_read_as_they_were_written(make_learner, tmp_path):
+    arms = {'None': None, 'NA': None, '007': None, 'a,"b"\nc <é>': None}
+    comparison = quietly(make_learner, arms, once, seeds=2, folder=tmp_path, evaluate=lambda learn: {'third': 1/3, 'big': math.inf})
+    there, before = read_results(tmp_path), files(tmp_path)
+    assert there.runs.equals(comparison.runs) and there.curves.equals(comparison.curves) and there.settings == comparison.settings
+    quietly(make_learner, arms, once, seeds=2, folder=tmp_path, evaluate=lambda learn: {'third': 1/3, 'big': math.inf})
+    assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(fit=lambda learn: learn.fit(3)), 'fit: fit 2 there, fit 3 now'),
-    (dict(arms={'none': None, 'MixUp': MixUp(.9)}), r'arm MixUp: MixUp\(alpha=0.4, .* there, MixUp\(alpha=0.9'),
-    (dict(settings=dict(size=64)), 'size: None there, 64 now'),
+    (dict(fit=lambda learn: learn.fit(2)), 'fit: fit 1 there, fit 2 now'),
+    (dict(arms={'none': None, 'MixUp': MixUp(.9)}), r'arm MixUp: MixUp\(alpha=0.4.* there, MixUp\(alpha=0.9.* now'),
+    (dict(settings=dict(note='other')), 'note: None there, other now'),
+    (dict(evaluate=lambda learn: {'test': 1}), "evaluate: None there, 'test' 1 now"),
 ])
-def test_other_settings_are_refused(make_learner, tmp_path, change, message):
-    given = dict(arms={'none': None, 'MixUp': MixUp()}, fit=lambda learn: learn.fit(2))
-    compare(make_learner, **given, folder=tmp_path, progress=False)
-    before = contents(tmp_path)
-    with pytest.raises(OtherResults, match=message): compare(make_learner, **given | change, folder=tmp_path, progress=False)
-    assert contents(tmp_path) == before
+def test_results_of_other_settings_are_refused(make_learner, tmp_path, change, message):
+    given = dict(arms=two_arms, fit=once, folder=tmp_path)
+    quietly(make_learner, **given)
+    before = files(tmp_path)
+    with pytest.raises(OtherResults, match=f'holds results of other settings .*{message}.*give another folder'):
+        quietly(make_learner, **given | change)
+    assert files(tmp_path) == before
 
 
-def test_another_model_is_refused(make_learner, dls, tmp_path):
-    compare(make_learner, dict(none=None), fit, folder=tmp_path, progress=False)
-    def make(): return Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
-    with pytest.raises(OtherResults, match='model: Sequential, 643 parameters there, Sequential, 111 parameters now'):
-        compare(make, dict(none=None), fit, folder=tmp_path, progress=False)
+def cut(name, n): return lambda folder: (folder/name).write_bytes((folder/name).read_bytes()[:-n])
+def replace(name, text): return lambda folder: (folder/name).write_text(text)
 
 
-@pytest.mark.parametrize('damage', [lambda folder: (folder/'settings.json').unlink(), lambda folder: (folder/'curves.csv').unlink(),
-                                    lambda folder: (folder/'settings.json').write_text('half of')])
-def test_damaged_results_are_refused(make_learner, tmp_path, damage):
-    compare(make_learner, dict(none=None), fit, folder=tmp_path, progress=False)
-    damage(tmp_path)
-    before = contents(tmp_path)
-    with pytest.raises(OtherResults, match='cannot be read'): compare(make_learner, dict(none=None), fit, folder=tmp_path, progress=False)
-    assert contents(tmp_path) == before
+@pytest.mark.parametrize('spoil', [
+    cut('results.csv', 1), cut('results.csv', 12), cut('results.csv', 70), cut('curves.csv', 5), cut('settings.json', 9),
+    replace('results.csv', ''), replace('results.csv', 'id,name\n1,Anna\n'), replace('curves.csv', 'arm,seed,epoch\n'),
+    replace('settings.json', '[1, 2]'), replace('settings.json', '{"mine": 1}'), lambda folder: (folder/'settings.json').unlink(),
+    lambda folder: (folder/'curves.csv').unlink(), lambda folder: (folder/'results.csv').write_bytes(b'\xff\xfe\x00'),
+    lambda folder: replace('results.csv', (folder/'results.csv').read_text() + (folder/'results.csv').read_text().splitlines()[1] + '\n')(folder)])
+def test_results_that_cannot_be_read_are_refused(make_learner, tmp_path, spoil):
+    quietly(make_learner, two_arms, once, folder=tmp_path)
+    spoil(tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(OtherResults, match='give another folder'): quietly(make_learner, two_arms, once, folder=tmp_path)
+    assert files(tmp_path) == before
 
 
-class Fit:
-    def __init__(self, epochs): self.epochs = epochs
-    def __call__(self, learn): learn.fit(self.epochs)
-    def method(self, learn, lr=.1): learn.fit(2, lr)
+def test_a_process_that_ended_between_two_files(make_learner, tmp_path):
+    whole = quietly(make_learner, two_arms, once, folder=tmp_path)
+    lines = (tmp_path/'results.csv').read_text().splitlines(keepends=True)
+    for kept in (lines[:2], None): # the curves of a run, but not its row
+        if kept: (tmp_path/'results.csv').write_text(''.join(kept))
+        else: (tmp_path/'results.csv').unlink()
+        (tmp_path/'.results.csv.new').write_text('half a')
+        again = quietly(make_learner, two_arms, once, folder=tmp_path)
+        assert again.curves.equals(whole.curves) and read_results(tmp_path).curves.equals(whole.curves)
+        assert sorted(files(tmp_path)) == ['curves.csv', 'results.csv', 'settings.json']
 
 
-def test_what_a_fit_calls():
-    def closure(epochs): return lambda learn: learn.fit(epochs)
-    assert calls_of(closure(3)) == 'fit epochs=3' and calls_of(closure(4)) == 'fit epochs=4'
-    assert calls_of(Fit(1).method) == 'fit 0.1 2' and calls_of(Fit(1)) == 'Fit'
-    assert calls_of(partial(fit, lr=2, other=object())) == 'fit 2 lr=2'
-    assert calls_of(lambda learn: learn.fit_one_cycle(5, lr_max=.1)) == calls_of(lambda l: l.fit_one_cycle(5, lr_max=.1))
-    assert name_of(partial(print, end='')) == 'print end=' and name_of(nn.CrossEntropyLoss()) == 'CrossEntropyLoss'
+def test_weights_of_earlier_runs_are_compared(make_learner, tmp_path):
+    quietly(make_learner, dict(none=None), once, folder=tmp_path)
+    runs = read_results(tmp_path).runs.assign(weights='00000000', versions='torch 1.0')
+    runs.to_csv(tmp_path/'results.csv', index=False)
+    with pytest.raises(ValueError, match='from the same code.* MixUp .* other weights .* none .*torch 1.0'):
+        quietly(make_learner, two_arms, once, folder=tmp_path)
 
 
-def test_what_an_arm_is():
-    assert arm_text(None) == 'no mixing' and arm_text(CutMix(seed=3)).startswith('CutMix(alpha=1.0, per=batch') and 'seed=3' in arm_text(CutMix(seed=3))
-    assert 'CutMix' in arm_text(MixChoice(MixUp(), CutMix())) and arm_text(MixUp) != arm_text(CutMix)
+def test_there_is_nothing_to_read(tmp_path):
+    with pytest.raises(FileNotFoundError): read_results(tmp_path)
+    (tmp_path/'settings.json').write_text(json.dumps(dict(a=1)))
+    comparison = read_results(tmp_path)
+    assert len(comparison.runs) == 0 and str(comparison) == 'no run has finished' and comparison.settings == dict(a=1)
 
 
-def test_the_plot(finished):
-    axes = finished.plot()
-    assert [ax.get_title() for ax in axes] == ['train loss', 'valid loss', 'accuracy', 'error rate', 'accuracy against none']
-    line = axes[2].lines[0]
-    none = finished.curves[finished.curves.arm == 'none']
-    np.testing.assert_allclose(line.get_ydata(), none.groupby('epoch').accuracy.mean())
-    assert [label.get_text() for label in axes[-1].get_yticklabels()] == ['MixUp', 'CutMix']
-    plt.close('all')
+# ---- statistics
+
+def test_the_interval_is_that_of_the_paired_t_test():
+    rng = np.random.default_rng(1)
+    none = rng.normal(.9, .02, 6)
+    mixed = none + rng.normal(.01, .01, 6)
+    table, expected = made(dict(none=none, mixed=mixed)).table(), ttest_rel(mixed, none).confidence_interval()
+    row = table.loc['mixed']
+    np.testing.assert_allclose([row.difference, row.ci_low, row.ci_high], [np.mean(mixed - none), *expected], rtol=1e-9)
+    assert row.accuracy_sd == pytest.approx(np.std(mixed, ddof=1)) and row.seconds_per_epoch == 2
+    assert row.verdict == ('better' if expected.low > 0 else 'not distinguishable with 6 seeds')
 
 
-def test_the_plot_of_what_was_read(finished):
-    assert len(Comparison(finished.runs, finished.curves).plot('error_rate')) == 5
-    plt.close('all')
+def test_only_seeds_that_finished_in_both_arms_are_paired():
+    comparison = made(dict(none=[.5, None, .7, .8], mixed=[.6, .9, None, .92]))
+    row = comparison.table().loc['mixed']
+    assert row.difference == pytest.approx(.11) and (row.seeds, row.failed) == (3, 1)
+    assert row.verdict == 'not distinguishable with 2 seeds'
+    assert '3 (1 failed)' in str(comparison) and 'none, seed 1 failed: no memory' in comparison._repr_html_()
 
 
-def test_a_report_needs_no_other_file(make_learner, tmp_path):
-    arms = {'none': None, '<b>MixUp</b>': MixUp()}
-    result = compare(make_learner, arms, fit, seeds=2, settings=dict(note='a & b'), progress=False)
-    before = get_random_states()
-    page = result.report(tmp_path/'new', title='Does <it> help?')
-    assert torch.equal(before['torch_state'], get_random_states()['torch_state']) and not plt.get_fignums()
-    text = page.read_text()
-    assert page == tmp_path/'new'/'report.html' and list(page.parent.iterdir()) == [page]
-    assert 'src="http' not in text and 'href=' not in text and '<script' not in text and text.count('src="data:image/png;base64,') == 2
-    assert '<b>MixUp' not in text and '&lt;b&gt;MixUp&lt;/b&gt; against none' in text and 'Does &lt;it&gt; help?' in text
-    assert 'a &amp; b' in text and 'torch ' in text and result.runs.weights[0] in text
-    assert 'What the network saw' not in Comparison(result.runs, result.curves).report(tmp_path).read_text()
+@pytest.mark.parametrize('arms', [dict(none=[.5, .6], mixed=[None, None]), dict(none=[None, None], mixed=[.5, .6]),
+                                  dict(none=[None, .6], mixed=[.5, None])])
+def test_arms_without_a_pair(arms):
+    comparison = made(arms)
+    assert comparison.verdicts() == ['mixed against none: no seed with both']
+    assert 'nan' not in str(comparison) + comparison._repr_html_()
+    assert len(comparison.plot()) == 3
+
+
+def test_one_seed():
+    comparison = made(dict(none=[.5], mixed=[.6]))
+    assert comparison.verdicts() == ['mixed against none: not distinguishable with 1 seed (accuracy +0.1000)']
+    assert '±' not in str(comparison) and len(comparison.plot()) == 3
+
+
+def test_one_arm():
+    comparison = made(dict(none=[.5, .6]))
+    assert comparison.verdicts() == [] and 'against' not in str(comparison)
+    assert str(comparison).splitlines()[-1].split()[:2] == ['none', '2'] and len(comparison.plot()) == 3
+
+
+def test_without_spread_there_is_no_interval():
+    found = paired_difference([.02, .02 + 1e-17, .02])
+    assert found['verdict'] == 'not distinguishable with 3 seeds' and math.isnan(found['ci_low'])
+
+
+@pytest.mark.parametrize('name, higher', [('accuracy', True), ('dice', True), ('r2_score', True), ('roc_auc_score', True), ('f1_score', True),
+                                          ('error_rate', False), ('mse', False), ('_rmse', False), ('mae', False), ('msle', False),
+                                          ('exp_rmspe', False), ('perplexity', False), ('hamming_loss', False), ('brier_score', False)])
+def test_in_which_direction_a_measure_is_better(name, higher):
+    comparison = made(dict(none=[.5, .6, .7], mixed=[.6, .701, .8]))
+    comparison.runs = comparison.runs.rename(columns={'accuracy': name})
+    assert comparison.judged_by() == (name, higher)
+    assert comparison.table().verdict['mixed'] == ('better' if higher else 'worse')
+    assert comparison.table(higher_is_better=not higher).verdict['mixed'] == ('worse' if higher else 'better')
+
+
+def test_without_a_metric_the_validation_loss_decides(make_learner):
+    comparison = quietly(lambda: make_learner(metrics=None), two_arms, once)
+    assert comparison.judged_by() == ('valid_loss', False) and 'valid loss against none' in comparison.for_reading()
+
+
+def test_a_measure_of_training_samples_does_not_decide(make_learner):
+    def make():
+        learn = make_learner()
+        learn.recorder.train_metrics = True
+        return learn
+    assert quietly(make, two_arms, once).judged_by() == ('valid_accuracy', True)
+
+
+def test_an_unknown_measure():
+    with pytest.raises(ValueError, match="no measure 'dice': there are train_loss, valid_loss, accuracy"):
+        made(dict(none=[.5], mixed=[.6])).table('dice')
+
+
+def test_numbers_large_and_tiny():
+    comparison = made(dict(none=[12345.678, 12345.978], mixed=[1.5e-5, 2.5e-5]))
+    reading = comparison.for_reading()
+    assert list(reading.accuracy) == ['12345.8 ± 0.2121', '2e-05 ± 7.07e-06']
+
+
+# ---- pictures
+
+def test_plot(make_learner):
+    def make(): return make_learner(metrics=[accuracy, error_rate])
+    comparison = quietly(make, two_arms, lambda learn: learn.fit(3), seeds=3)
+    axes = comparison.plot('error_rate', figsize=(9, 3))
+    assert [ax.get_title() for ax in axes] == ['train loss', 'valid loss', 'accuracy', 'error rate', 'error rate against none']
+    assert list(axes[0].figure.get_size_inches()) == [9, 3]
+    curves = comparison.curves.query('arm == "MixUp"').pivot(index='epoch', columns='seed', values='valid_loss')
+    assert list(axes[1].lines[1].get_ydata()) == list(curves.mean(axis=1))
+    band = axes[1].collections[1].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (curves.min(axis=None), curves.max(axis=None))
+    marks = next(line for line in axes[-1].lines if line.get_marker() == '|' and len(line.get_xdata()) == 3)
+    runs = comparison.runs.pivot(index='seed', columns='arm', values='error_rate')
+    assert list(marks.get_xdata()) == list(runs['MixUp'] - runs['none'])
+    assert [text.get_text() for text in axes[0].figure.legends[0].get_texts()] == ['none', 'MixUp']
+
+
+def test_plot_of_many_arms_of_results_that_were_read(tmp_path, make_learner):
+    arms = {f'arm {i}': None for i in range(9)}
+    quietly(make_learner, arms, once, folder=tmp_path)
+    axes = read_results(tmp_path).plot()
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axes[0].lines}
+    assert len(axes) == 3 and len(looks) == 9
