@@ -310,10 +310,12 @@ def _grid(n, k, aspect, below, nrows, ncols, figsize, ax, **kwargs):
     return axes[:n]
 
 def _title(axes, titles):
-    "Set the titles, in one size in which all of them fit"
-    width = 72*axes[0].figure.get_figwidth()*axes[0].get_position().width # of one picture, in points
-    fits = lambda titles: 1.85*width/max(len(line) for title in titles for line in title.split('\n'))
-    broken = [title.replace(' + ', '\n+ ').replace(' = ', '\n= ') for title in titles]
+    "Set the titles, in one size in which all of them fit; broken into lines before that becomes small"
+    ax, figure = axes[0], axes[0].figure
+    cells = ax.get_subplotspec() if figure.get_layout_engine() else None
+    width = 72/figure.dpi * (.95*figure.bbox.width/cells.get_gridspec().ncols if cells else 1.1*ax.get_window_extent().width) # of one picture, in points
+    fits = lambda titles: width/(.58*max(len(line) for title in titles for line in title.split('\n')))
+    broken = [title.replace(' + ', '\n+ ').replace(' = ', '\n= ').replace(': ', ':\n', 1) for title in titles]
     if fits(titles) < min(9, fits(broken)): titles = broken
     for ax, title in zip(axes, titles): ax.set_title(title, fontsize=max(4, min(10, fits(titles))), parse_math=False)
 
