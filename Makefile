@@ -1,6 +1,8 @@
 # Every target makes its own virtual environment first: in .venv, or in VENV=folder.
 VENV ?= .venv
 DEMO := results/demo
+# Names of experiments to train, all by default, and their options.
+EXPERIMENTS ?=
 # Options of the benchmark, e.g. BENCH='--page nbs/experiments/results/speed.csv' to measure anew for its page.
 BENCH ?=
 
@@ -9,10 +11,10 @@ export PYTHONPATH := $(CURDIR)
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test prep readme rows docs bench
+.PHONY: help env demo test prep readme rows docs bench experiments
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 env: ## make the virtual environment, anew only when pyproject.toml changed
 	@tools/setup.sh "$(abspath $(VENV))"
@@ -38,3 +40,6 @@ docs: env ## build the documentation site in _site/
 bench: ## measure the speed of mixing beside other libraries, which get an environment of their own
 	@tools/setup.sh "$(abspath $(VENV))-bench" bench
 	@"$(abspath $(VENV))-bench/bin/python" -m bench $(BENCH)
+
+experiments: env ## train the reference experiments, for hours, on the data that FASTMIX_DATA names
+	@PYTHONWARNINGS=ignore::FutureWarning python experiments/run.py $(EXPERIMENTS)
