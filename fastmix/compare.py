@@ -350,7 +350,7 @@ def paired_difference(
     spread = d.std(ddof=1) if n > 1 and np.ptp(d) > 1e-12 else math.nan
     half, gain = student_t.ppf(.975, n - 1) * spread / math.sqrt(n) if n > 1 else math.nan, mean if higher_is_better else -mean
     verdict = ('better' if gain > half else 'worse' if gain < -half else
-               f"not distinguishable with {n} seed{'s'[:n != 1]}" if n else 'no seed with both')
+               f"not distinguishable with {n} seed{'s'[:n != 1]}" if n else 'no seed in which both finished')
     return dict(difference=float(mean), ci_low=float(mean - half), ci_high=float(mean + half), verdict=verdict)
 
 # %% ../nbs/05_compare.ipynb #2f820322
@@ -391,7 +391,7 @@ def table(self: Comparison,
 def _number(value, sign=''):
     "Four digits behind the point, fewer for large numbers, three that count for tiny ones; nothing for NaN"
     if math.isnan(value): return ''
-    return f"{value:{sign}{'.1f' if abs(value) >= 100 else '.4f' if abs(value) >= .001 or value == 0 else '.3g'}}"
+    return f"{value:{sign}{'.1f' if abs(value) >= 100 else '.4f' if abs(value) >= .0005 or value == 0 else '.3g'}}"
 
 def _interval(row, text):
     "The interval of a row of the table in the words of `text`; nothing where there is none"
@@ -486,7 +486,8 @@ def _panels(comparison, metric, higher_is_better):
     shown = {arm: style for arm, style in styles.items() if arm in set(curves.arm)}
     panels = [partial(_plot_curves, curves, name, shown) for name in curves.columns.drop(['arm', 'seed', 'epoch'])]
     table = comparison.table(metric, higher_is_better)
-    if 'ci_low' in table and table.ci_low.notna().any(): panels.append(partial(_plot_differences, comparison, styles, metric, higher_is_better))
+    several = comparison.finished.seed.nunique() > 1
+    if several and 'difference' in table and table.difference.notna().any(): panels.append(partial(_plot_differences, comparison, styles, metric, higher_is_better))
     return panels
 
 def _draw(panel, ax):
@@ -494,19 +495,23 @@ def _draw(panel, ax):
     ax.grid(alpha=0.3)
     ax.spines[['top', 'right']].set_visible(False)
 
-def _legend(ax, ncols): ax.figure.legend(*ax.get_legend_handles_labels(), loc='outside upper center', ncols=ncols, frameon=False)
+def _legend(ax):
+    "Above the figure, in as many lines as it takes"
+    marks, names = ax.get_legend_handles_labels()
+    if names: ax.figure.legend(marks, names, loc='outside upper center', frameon=False,
+                               ncols=max(1, int(11 * ax.figure.get_figwidth() / (max(map(len, names)) + 7))))
 
 @patch
 def plot(self: Comparison,
     metric: str = None, # of the differences; None: the first metric, or else the validation loss
     higher_is_better: bool = None, # None: by the name
     figsize: tuple = None, # of the figure in inches; by default 4 wide per panel
-) -> np.ndarray: # of matplotlib axes: one per loss and metric, and one for the differences where they have an interval
+) -> np.ndarray: # of matplotlib axes: one per loss and metric, and one for the differences of several seeds
     "Learning curves with their spread, and the paired differences"
     panels = _panels(self, metric, higher_is_better)
     fig, axes = plt.subplots(1, len(panels), figsize=figsize or (4 * len(panels), 3.6), layout='constrained', squeeze=False)
     for panel, ax in zip(panels, axes[0]): _draw(panel, ax)
-    _legend(axes[0, 0], 2 * len(panels))
+    _legend(axes[0, 0])
     return axes[0]
 
 # %% ../nbs/05_compare.ipynb #ea222cc8
@@ -549,7 +554,7 @@ img {{ width: 100%; height: auto }} .batch {{ border-radius: 4px; padding: .4rem
 def _image(fig, alt, kind):
     "A figure as an `img` that holds its own data"
     buffer = io.BytesIO()
-    fig.savefig(buffer, dpi=120, bbox_inches='tight', transparent=True)
+    fig.savefig(buffer, dpi=120, bbox_inches=None if kind == 'plot' else 'tight', transparent=True)
     plt.close(fig)
     return f'<img class="{kind}" alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
@@ -575,10 +580,10 @@ def batch_pictures(self: Comparison) -> dict: # `{arm: figure}`; a text where th
 
 def _show_batch(learn):
     "Mixed samples; plain ones where nothing is mixed, if they are pictures"
-    if any(isinstance(cb, Mixer) for cb in learn.cbs): learn.show_mix(max_n=9)
+    if any(isinstance(cb, Mixer) for cb in learn.cbs): learn.show_mix(max_n=4)
     elif hasattr(learn.dls, 'show_batch'):
         batch = learn.dls.one_batch()
-        if all(map(_blends, _tensors(batch[:learn.dls.n_inp]))): learn.dls.show_batch(batch, max_n=9)
+        if all(map(_blends, _tensors(batch[:learn.dls.n_inp]))): learn.dls.show_batch(batch, max_n=4)
 
 @patch
 def report(self: Comparison,
@@ -604,7 +609,7 @@ def report(self: Comparison,
     for panel in _panels(self, metric, higher_is_better):
         fig, ax = plt.subplots(figsize=(4.6, 3.6), layout='constrained')
         _draw(panel, ax)
-        if ax.get_legend_handles_labels()[0]: _legend(ax, 4)
+        _legend(ax)
         body.append(_image(fig, f'Plot of {ax.get_title()}', 'plot'))
     body.append('</div>')
     pictures = self.batch_pictures()

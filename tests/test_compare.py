@@ -487,7 +487,7 @@ def test_only_seeds_that_finished_in_both_arms_are_paired():
                                   dict(none=[None, .6], mixed=[.5, None])])
 def test_arms_without_a_pair(arms):
     comparison = made(arms)
-    assert comparison.verdicts() == ['mixed against none: no seed with both']
+    assert comparison.verdicts() == ['mixed against none: no seed in which both finished']
     assert 'nan' not in str(comparison) + comparison._repr_html_()
     assert len(comparison.plot()) == 3
 
