@@ -38,15 +38,6 @@ def cifar(part):
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(packed[f'y_{part}']).long()
 
 
-def clothing(part, size=32):
-    "The clothing photographs, `part` train, validation or test: images `(n, 3, size, size)` in 0..255, classes `(n,)`"
-    root = folder('clothing-small-160')/part
-    paths = sorted(root.rglob('*.jpg'))
-    names = sorted({path.parent.name for path in paths})
-    images = [np.asarray(Image.open(path).convert('RGB').resize((size, size), Image.BILINEAR)) for path in paths]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor([names.index(path.parent.name) for path in paths])
-
-
 def split(images, classes, n_valid, seed=0):
     "Training and validation part, drawn once for all arms and seeds"
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(classes)))

@@ -52,7 +52,7 @@ def test_scores(learn, test, steps=(1, 2, 4, 8), n_attacked=2000):
     return scores
 
 
-def learner(dls, make_model): return Learner(dls, make_model(), loss_func=nn.CrossEntropyLoss(), opt_func=keras_adam, metrics=accuracy)
+def learner(dls, make_model, opt_func=keras_adam): return Learner(dls, make_model(), loss_func=nn.CrossEntropyLoss(), opt_func=opt_func, metrics=accuracy)
 
 
 def run(name, make_learner, arms, fit, seeds, test=None, **settings):
@@ -89,14 +89,14 @@ def cifar_keras(seeds):
     "Keras's CutMix example: ResNet-20, 15 epochs, L2 on the weights; validated on the test images, of which nothing is chosen"
     l2_adam = partial(Adam, sqr_mom=.999, eps=1e-7, wd=2e-4, decouple_wd=False)
     dls = loaders(cifar('train'), cifar('test'), bs=32)
-    run('cifar-keras', lambda: Learner(dls, resnet20(), loss_func=nn.CrossEntropyLoss(), opt_func=l2_adam, metrics=accuracy),
+    run('cifar-keras', lambda: learner(dls, resnet20, l2_adam),
         {'none': None, 'CutMix': CutMix(.25)}, lambda learn: learn.fit(15, 1e-3), seeds, cifar('test'), precision='bfloat16')
 
 
 def cifar_schedule(seeds):
     "The same network and epochs with one cycle, crops and flips"
     dls = loaders(cifar('train'), cifar('test'), bs=128, augment=crop_and_flip)
-    run('cifar-schedule', lambda: Learner(dls, resnet20(), loss_func=nn.CrossEntropyLoss(), metrics=accuracy),
+    run('cifar-schedule', lambda: learner(dls, resnet20, Adam),
         {'none': None, 'CutMix': CutMix(.25), 'MixUp': MixUp(.2)}, lambda learn: learn.fit_one_cycle(15, 1e-2), seeds, cifar('test'), precision='bfloat16')
 
 

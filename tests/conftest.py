@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -20,3 +21,11 @@ def data():
     folder = Path(os.environ['FASTMIX_DATA'])
     if not folder.is_dir(): pytest.fail(f'FASTMIX_DATA names {folder}, which is not a folder')
     return folder
+
+
+@pytest.fixture(scope='module')
+def frozen():
+    "Collecting garbage, as every run does, need not look at what was imported"
+    gc.freeze()
+    yield
+    gc.unfreeze()

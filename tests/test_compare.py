@@ -26,6 +26,8 @@ from fastmix.callback import CutMix, ManifoldMixUp, MixChoice, Mixer, MixUp
 from fastmix.compare import (AllRunsFailed, Comparison, OtherResults, arm_learner, arm_text, calls_of, compare, name_of,
                              paired_difference, read_results, settings_of)
 
+pytestmark = pytest.mark.usefixtures('frozen')
+
 
 def pairs(n=96):
     generator = torch.Generator().manual_seed(0)
@@ -43,14 +45,6 @@ def make_learner(dls):
         model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
         return Learner(dls, model, **{'loss_func': CrossEntropyLossFlat(), 'metrics': metrics, 'lr': 0.05} | kwargs)
     return make
-
-
-@pytest.fixture(autouse=True, scope='module')
-def frozen():
-    "Collecting garbage, as every run does, need not look at what was imported"
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,4 @@
 import base64
-import gc
 import io
 import re
 import shutil
@@ -30,6 +29,8 @@ from torch import nn
 from fastmix.callback import CutMix, ManifoldMixUp, MixChoice, MixUp
 from fastmix.compare import compare, read_results
 from fastmix.data import digit_images, image_dls
+
+pytestmark = pytest.mark.usefixtures('frozen')
 
 
 def once(learn): learn.fit(1)
@@ -63,14 +64,6 @@ class Page(HTMLParser):
 
 
 def page_of(path): return Page(path.read_text(encoding='utf-8'))
-
-
-@pytest.fixture(autouse=True, scope='module')
-def frozen():
-    "Collecting garbage, as every run does, need not look at what was imported"
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope='module')
