@@ -24,11 +24,11 @@ CASES = [
     ((4, 1, 64, 128, 128), 'float32', 'contiguous'),
     ((4, 1, 64, 128, 128), 'bfloat16', 'contiguous'),
 ]
-FULL = dict(cases=CASES, rounds=30, most=22., memory=[CASES[i] for i in (0, 1, 2, 6)], steps=((64, 3, 32, 32), 8, 8), python=400,
+FULL = dict(cases=CASES, rounds=30, most=22., memory=[CASES[i] for i in (0, 1, 2, 6)], steps=((64, 3, 32, 32), 8, 8), python=100,
             losses={'classes': ((256, 1000), 60), 'segmentation': ((8, 21, 512, 512), 8)},
             sizes=([16, 32, 64, 128, 256], 128, 32, [64, 96, 128, 192, 256, 384], 25))
 QUICK = dict(cases=[((4, 3, 8, 8), 'float32', 'contiguous'), ((4, 3, 8, 8), 'bfloat16', 'channels_last'), ((4, 1, 4, 8, 8), 'float32', 'contiguous')],
-             rounds=3, most=2., memory=[((64, 3, 128, 128), 'float32', 'contiguous')], steps=((8, 3, 8, 8), 2, 3), python=10,
+             rounds=3, most=2., memory=[((64, 3, 128, 128), 'float32', 'contiguous')], steps=((8, 3, 8, 8), 2, 3), python=3,
              losses={'classes': ((8, 10), 3), 'segmentation': ((2, 3, 8, 8), 3)}, sizes=([2, 4], 8, 2, [8, 16], 3))
 COLUMNS = ['section', 'case', 'library', 'name', 'kind', 'method', 'per', 'in_place', 'value', 'unit', 'ms', 'spread', 'load', 'others', 'note']
 
@@ -124,8 +124,8 @@ def python_time(run, rounds):
         for part in steps.PARTS:
             calls = steps.events(x, y, part)
             calls = {f'{library} {name}': (dict(library=library, name=name, kind=part), call) for (library, name), call in calls.items()}
-            best = quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds, warmup=20), 'torch no callback', until=run.until)
-            median = {name: 1e6*statistics.median(times) for name, times in best.times.items()}
+            best = quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds), 'torch no callback', until=run.until)
+            median = {name: 1e6*statistics.median(times)/steps.IN_A_ROW for name, times in best.times.items()}
             for name, (description, _) in calls.items():
                 run.add('python', '64×1×8×8 float32, one thread', **description, value=median[name] - median['torch no callback'], unit='µs',
                         ms=median[name]/1e3, spread=spread(best.times[name]), load=best.load, others=best.others)

@@ -179,6 +179,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'fastmix.mix.Paste.first': ('mix.html#paste.first', 'fastmix/mix.py'),
                              'fastmix.mix.Paste.mask': ('mix.html#paste.mask', 'fastmix/mix.py'),
                              'fastmix.mix.Paste.scale': ('mix.html#paste.scale', 'fastmix/mix.py'),
+                             'fastmix.mix._cells': ('mix.html#_cells', 'fastmix/mix.py'),
                              'fastmix.mix._rotation': ('mix.html#_rotation', 'fastmix/mix.py'),
                              'fastmix.mix._wrong_partner': ('mix.html#_wrong_partner', 'fastmix/mix.py'),
                              'fastmix.mix.draw_lam': ('mix.html#draw_lam', 'fastmix/mix.py'),

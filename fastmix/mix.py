@@ -31,13 +31,15 @@ class Mix:
         partner, lam = np.asarray(partner), np.array(lam, dtype=np.float32)
         n = partner.size
         if not n or partner.ndim != 1 or partner.dtype.kind not in 'iu': raise ValueError(_wrong_partner(partner))
+        partner = partner.astype(np.int64, copy=False)
         first = int(partner[0])
-        rotated = 0 < first < n and (partner == _rotation(n, first)).all()
+        rotated = 0 < first < n and partner.tobytes() == _rotation(n, first).tobytes()
         if not rotated and (partner.min() < 0 or partner.max() >= n): raise ValueError(_wrong_partner(partner))
         if lam.shape not in ((), (n,)): raise ValueError(f"`lam` must be one number or {n}, one per sample; got shape {lam.shape}")
-        if not (lam.min() >= 0 and lam.max() <= 1): raise ValueError(f"`lam` is the own share and must lie in [0, 1]; got {lam}")
+        low, high = (lam.min(), lam.max()) if lam.ndim else [float(lam)]*2
+        if not (low >= 0 and high <= 1): raise ValueError(f"`lam` is the own share and must lie in [0, 1]; got {lam}")
         self.n, self.lam, self.shift = n, torch.from_numpy(lam), first if rotated else None
-        if not rotated: self.partner = torch.from_numpy(partner.astype(np.int64))
+        if not rotated: self.partner = torch.from_numpy(partner.copy())
 
     @cached_property
     def partner(self) -> Tensor: # made when asked for: a rotation needs its shift only
@@ -114,6 +116,8 @@ class Blend(Mix):
 # %% ../nbs/00_mix.ipynb #959e3935
 _integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64} # by bytes, for NumPy, which has no bfloat16
 
+def _cells(sides): return ..., *[slice(first, end) for first, end in sides]
+
 class Paste(Mix):
     "A region of the partner pasted over every sample, as in CutMix (arXiv 1905.04899)"
     def __init__(self,
@@ -147,18 +151,18 @@ class Paste(Mix):
         "Mix `t`. Raises a `ValueError` for another batch size, or a size that does not fit"
         region = self.region * self.scale(t)
         if not self.shift or t.requires_grad: return torch.where(self.mask(t, region), self.others(t), t)
-        on_host = t.device.type == 'cpu' and t.element_size() in _integers
-        if region.ndim == 3 and not on_host:
+        if region.ndim == 2:
+            out, cells = t.clone(), _cells(region.tolist())
+            for own, partner in self.halves(): out[(own, *cells)] = t[(partner, *cells)]
+        elif t.device.type == 'cpu' and t.element_size() in _integers:
+            out = t.clone()
+            to, source = (o.detach().view(_integers[o.element_size()]).numpy() for o in (out, t))
+            for own, (partner, sides) in enumerate(zip(_rotation(self.n, self.shift).tolist(), region.tolist())):
+                cells = _cells(sides)
+                to[(own, *cells)] = source[(partner, *cells)]
+        else:
             out, mask = torch.empty_like(t), self.mask(t, region)
             for own, partner in self.halves(): torch.where(mask[own], t[partner], t[own], out=out[own])
-            return out
-        to = out = t.clone()
-        if on_host: to, t = (o.detach().view(_integers[o.element_size()]).numpy() for o in (out, t))
-        if region.ndim == 2: parts = zip(self.halves(), [region.tolist()]*2)
-        else: parts = zip(enumerate(_rotation(self.n, self.shift).tolist()), region.tolist())
-        for (own, partner), sides in parts:
-            cells = (..., *[slice(first, end) for first, end in sides])
-            to[(own, *cells)] = t[(partner, *cells)]
         return out
 
     def mask(self, t:Tensor, region:np.ndarray) -> Tensor:
