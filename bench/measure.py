@@ -1,4 +1,6 @@
 "Time calls in turn, and say how quiet the machine was meanwhile"
+import contextlib
+import ctypes
 import gc
 import os
 import random
@@ -75,6 +77,22 @@ def quietly(measure, base, attempts=3, most=.1, until=float('inf')):
         if not (others > most or result.spread > 2*most): break
         print(f'    busy: load {load:.1f}, other processes had {others:.0%} of the processors, the yardstick spread by {result.spread:.0%}', flush=True)
     return best
+
+
+@contextlib.contextmanager
+def kept_memory():
+    """The process keeps the memory that it releases. Gives whether it does: only glibc can be told so.
+
+    By itself glibc returns what is over 32 MiB to the system at once, and the next tensor of that size begins with fresh pages.
+    """
+    trim_threshold, mmap_max = -1, -4 # the names of these in `mallopt`, and below their defaults
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError): mallopt = lambda name, value: 0
+    kept = all([mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31-1)])
+    try: yield kept
+    finally:
+        mallopt(mmap_max, 2**16)
+        mallopt(trim_threshold, 2**17)
 
 
 def machine():

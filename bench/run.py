@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from . import losses, memory, peers, report, steps
-from .measure import interleave, machine, quietly, spread, versions
+from .measure import interleave, kept_memory, machine, quietly, spread, versions
 
 # Shape, type, layout; the first is the case that all libraries are compared in.
 CASES = [
@@ -133,7 +133,7 @@ def python_time(run, rounds):
 
 
 def sizes(run, batches, side, n, sides, rounds):
-    "The cost against the size of the batch, and of the image"
+    "The cost against the size of the batch, and of the image, where memory need not be fetched"
     shapes = {'batch size': [(b, 3, side, side) for b in batches], 'image size': [(n, 3, s, s) for s in sides]}
     for what, shapes in shapes.items():
         calls = {}
@@ -142,11 +142,12 @@ def sizes(run, batches, side, n, sides, rounds):
             case = title(shape, 'float32', 'contiguous')
             calls[case, 'clone'] = dict(library='torch', name='x.clone()'), x.clone
             calls |= {(case, w.name): (describe(w), w.run) for w in peers.fastmix(x, y) if w.kind == 'call'}
-        best = quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds, most=15.), (title(shapes[-1], 'float32', 'contiguous'), 'clone'), until=run.until)
+        with kept_memory() as kept:
+            best = quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds, most=15.), (title(shapes[-1], 'float32', 'contiguous'), 'clone'), until=run.until)
         median = {name: statistics.median(times) for name, times in best.times.items()}
         for (case, name), (description, _) in calls.items():
             run.add('size', case, **{**description, 'kind': what}, value=median[case, name]/median[case, 'clone'], unit='clone', ms=1e3*median[case, name],
-                    spread=spread(best.times[case, name]), load=best.load, others=best.others)
+                    spread=spread(best.times[case, name]), load=best.load, others=best.others, note='' if kept else 'memory not kept: this C library cannot be told so')
         print(f'  size, {what}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, attempt {best.attempts}', flush=True)
 
 
