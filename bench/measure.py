@@ -64,6 +64,7 @@ def quietly(measure, base, attempts=3, most=.1, until=float('inf')):
     best = None
     for attempt in range(attempts):
         if attempt and time.perf_counter() > until: break
+        glibc('malloc_trim', 0) # what was measured before must not leave room that a tensor would otherwise have to ask the system for
         before, own = processor_seconds(), time.process_time()
         times = measure()
         own, after = time.process_time() - own, processor_seconds()
@@ -79,20 +80,24 @@ def quietly(measure, base, attempts=3, most=.1, until=float('inf')):
     return best
 
 
+def glibc(function, *arguments):
+    "Call a function for memory that only glibc has; 0 elsewhere"
+    try: call = getattr(ctypes.CDLL(None), function)
+    except (AttributeError, OSError, TypeError): return 0
+    return call(*arguments)
+
+
 @contextlib.contextmanager
 def kept_memory():
     """The process keeps the memory that it releases. Gives whether it does: only glibc can be told so.
 
     By itself glibc returns what is over 32 MiB to the system at once, and the next tensor of that size begins with fresh pages.
     """
-    trim_threshold, mmap_max = -1, -4 # the names of these in `mallopt`, and below their defaults
-    try: mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError): mallopt = lambda name, value: 0
-    kept = all([mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31-1)])
-    try: yield kept
+    trim_threshold, mmap_max = -1, -4 # what these are called in `mallopt`; below are their defaults
+    try: yield all([glibc('mallopt', mmap_max, 0), glibc('mallopt', trim_threshold, 2**31-1)])
     finally:
-        mallopt(mmap_max, 2**16)
-        mallopt(trim_threshold, 2**17)
+        glibc('mallopt', mmap_max, 2**16)
+        glibc('mallopt', trim_threshold, 2**17)
 
 
 def machine():

@@ -74,7 +74,8 @@ def mixing(run, cases, rounds, most):
         ways = peers.ways(x, y, refused)
         calls = {'clone': (dict(library='torch', name='x.clone()', kind='call'), x.clone)}
         calls |= {f'{w.library} {w.name} {w.kind}': (describe(w), w.run) for w in ways}
-        run.timed('mixing', title(*case), calls, 'clone', rounds, 'clone', most)
+        longer = 2 if case is cases[0] else 1
+        run.timed('mixing', title(*case), calls, 'clone', longer*rounds, 'clone', longer*most)
         for way in peers.ways(x, y):
             if (name := f'{way.library} {way.name}') in refused: run.add('mixing', title(*case), **describe(way), note=refused[name])
         for name in peers.missing: run.add('mixing', title(*case), library=name, note='not installed')
@@ -172,7 +173,7 @@ def main(arguments=None):
     parser.add_argument('--out', type=Path, default=Path('results/bench'), help='folder for speed.csv and speed.png (%(default)s)')
     parser.add_argument('--page', type=Path, help='write the table of the documentation, a CSV, here as well')
     parser.add_argument('--quick', action='store_true', help='tiny batches: does everything run? The figures mean nothing')
-    parser.add_argument('--patience', type=float, default=240, help='seconds after which nothing is measured again for a busy machine (%(default)s)')
+    parser.add_argument('--patience', type=float, default=150, help='seconds after which nothing is measured again for a busy machine (%(default)s)')
     options = parser.parse_args(arguments)
     warnings.filterwarnings('ignore', category=FutureWarning)
     torch.manual_seed(0)
