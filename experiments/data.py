@@ -38,6 +38,14 @@ def cifar(part):
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(packed[f'y_{part}']).long()
 
 
+def clothing(*parts, size=32):
+    "The clothing photographs of `parts`, of train, validation and test: images `(n, 3, size, size)` in 0..255, classes `(n,)`"
+    paths = [path for part in parts for path in sorted((folder('clothing-small-160')/part).rglob('*.jpg'))]
+    names = sorted({path.parent.name for path in paths})
+    images = [np.asarray(Image.open(path).convert('RGB').resize((size, size), Image.Resampling.LANCZOS)) for path in paths]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor([names.index(path.parent.name) for path in paths])
+
+
 def split(images, classes, n_valid, seed=0):
     "Training and validation part, drawn once for all arms and seeds"
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(classes)))

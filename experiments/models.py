@@ -24,6 +24,13 @@ def mlp(n_classes=10):
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, n_classes))
 
 
+def small_cnn(n_classes=10):
+    "Four strided convolutions, each with batch normalisation, for colour images of 32×32"
+    widths = 3, 32, 64, 128, 256
+    layers = [layer for n_in, n_out in zip(widths, widths[1:]) for layer in (nn.Conv2d(n_in, n_out, 3, 2, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU())]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, n_classes))
+
+
 class Block(nn.Module):
     "Two 3×3 convolutions around which the input passes by"
     def __init__(self, n_in, n_out, stride=1):

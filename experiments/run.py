@@ -20,8 +20,8 @@ from torch import nn
 root = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(root), str(root/'experiments')]
 
-from data import cifar, crop_and_flip, fashion, loaders, per_class, split, wrong_labels  # noqa: E402
-from models import keras_cnn, mlp, resnet20  # noqa: E402
+from data import cifar, clothing, crop_and_flip, fashion, loaders, per_class, split, wrong_labels  # noqa: E402
+from models import keras_cnn, mlp, resnet20, small_cnn  # noqa: E402
 
 from fastmix.callback import CutMix, MixChoice, MixUp  # noqa: E402, after the path to it
 from fastmix.compare import compare  # noqa: E402
@@ -77,6 +77,15 @@ def few_labels(seeds):
             fashion('t10k'), per_class=n)
 
 
+def few_photos(seeds):
+    "Photographs of clothes at 32×32, 30 epochs of about 3,000 samples each, with crops and flips; a class may have fewer photos than wanted"
+    photos, test = clothing('train'), clothing('validation', 'test')
+    for n in (10, 30, 100, 300):
+        chosen = per_class(*photos, n, seed=0)
+        dls = loaders(chosen, test, augment=crop_and_flip, passes=max(1, round(3000/len(chosen[0]))))
+        run(f'few-clothing-{n}', lambda: learner(dls, small_cnn, Adam), four_arms, lambda learn: learn.fit_one_cycle(30, 3e-3), seeds, test, per_class=n)
+
+
 def wrong(seeds):
     "A network that can learn by heart, on 10,000 images of which some have wrong labels; validated on clean test images"
     (images, classes), _ = split(*fashion('train'), 50000)
@@ -100,7 +109,7 @@ def cifar_schedule(seeds):
         {'none': None, 'CutMix': CutMix(.25), 'MixUp': MixUp(.2)}, lambda learn: learn.fit_one_cycle(15, 1e-2), seeds, cifar('test'), precision='bfloat16')
 
 
-experiments = dict(fashion=fashion_mnist, few=few_labels, wrong=wrong, cifar_keras=cifar_keras, cifar_schedule=cifar_schedule)
+experiments = dict(fashion=fashion_mnist, few=few_labels, few_photos=few_photos, wrong=wrong, cifar_keras=cifar_keras, cifar_schedule=cifar_schedule)
 default_seeds = dict(fashion=5)
 
 if __name__ == '__main__':

@@ -1,0 +1,113 @@
+"""The stored results of the experiments, as the notebooks show them: tables, pictures and the words for them.
+
+What is shown together is given as a dictionary: what a setting is called, and the runs with the measure that counts there.
+"""
+import math
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import pyplot as plt
+
+from fastmix.compare import Comparison, _plot_curves, paired_difference, read_results
+from fastmix.compare import _styles as styles_of
+
+folder = Path(__file__).resolve().parent.parent/'nbs/experiments/results'
+
+
+def load(name) -> Comparison:
+    "The stored runs of one experiment"
+    return read_results(folder/name)
+
+
+def best_epoch(results) -> Comparison:
+    "The same runs with `best_accuracy`, that of the epoch in which it was highest, beside the last one's"
+    best = results.curves.groupby(['arm', 'seed']).accuracy.max()
+    return Comparison(results.runs.join(best.rename('best_accuracy'), on=['arm', 'seed']), results.curves, results.settings)
+
+
+def arms_of(results): return list(dict.fromkeys(results.runs.arm))
+
+
+def percent(value, sign=''): return f'{100*value:{sign}.2f}'
+
+
+def score(results, metric, arm):
+    "`seeds`, `mean` and `sd` of an arm, and where it is not the first one, its paired difference to that"
+    by_seed, first = results.finished.pivot(index='seed', columns='arm', values=metric), arms_of(results)[0]
+    own = by_seed[arm].dropna()
+    row = dict(seeds=len(own), mean=own.mean(), sd=own.std())
+    return row if arm == first else row | paired_difference((by_seed[arm] - by_seed[first]).dropna())
+
+
+def points(row):
+    "The difference of a `score` in points of percent, with its 95 % interval"
+    return percent(row['difference'], '+') + ('' if math.isnan(row['ci_low']) else f" [{percent(row['ci_low'], '+')}, {percent(row['ci_high'], '+')}]")
+
+
+def summary(settings, what='test accuracy'):
+    "A line for each arm of each setting, in percent: mean ± standard deviation, and the difference to the first arm"
+    lines = []
+    for setting, (results, metric) in settings.items():
+        for arm in arms_of(results):
+            row = score(results, metric, arm)
+            line = {'setting': setting, 'arm': arm, 'seeds': row['seeds'], f'{what}, %': percent(row['mean']) + ('' if math.isnan(row['sd']) else f" ± {percent(row['sd'])}"),
+                    'difference [95 % interval]': '', 'verdict': row.get('verdict', '')}
+            if 'difference' in row: line['difference [95 % interval]'] = points(row)
+            lines.append(line | {'processor minutes': f'{results.finished.query("arm == @arm").cpu_seconds.mean()/60:.1f}'})
+    table = pd.DataFrame(lines).set_index(['setting', 'arm'])
+    return table if len(settings) > 1 else table.droplevel('setting')
+
+
+def said(results, metric, arm):
+    "What came out for an arm, in words and with its numbers"
+    row, first = score(results, metric, arm), arms_of(results)[0]
+    found = {'better': 'is better than', 'worse': 'is worse than'}.get(row['verdict'], 'cannot be told from')
+    return f"{arm} {found} {first}: {points(row)} points, {row['seeds']} seed{'s'[:row['seeds'] != 1]}"
+
+
+def made_with(settings):
+    "How many runs, on what, and how long they took"
+    runs = pd.concat({id(results): results.finished for results, _ in settings.values()}.values())
+    return (f"{len(runs)} runs, {runs.cpu_seconds.sum()/3600:.1f} hours of processor time, each on a CPU with one thread of torch; "
+            f"{'; '.join(runs.versions.unique())}.")
+
+
+def panels(n, height=3.):
+    "`n` panels side by side, in one figure"
+    axes = plt.subplots(1, n, figsize=(4.2*n, height), layout='constrained', squeeze=False)[1][0]
+    for ax in axes:
+        ax.grid(alpha=.3)
+        ax.spines[['top', 'right']].set_visible(False)
+    return axes
+
+
+def draw(settings, ax, title, label, log=False, difference=False):
+    """Each arm over settings that are called by numbers: its mean with the standard deviation, or its `difference` to the first arm with the 95 % interval.
+
+    The arms stand a little beside each other, so that their bars can be told apart.
+    """
+    arms = arms_of(next(iter(settings.values()))[0])
+    gap = (max(settings) - min(settings))/100
+    for i, (arm, style) in enumerate(styles_of(arms).items()):
+        if difference and i == 0: continue
+        rows = {number: score(results, metric, arm) for number, (results, metric) in settings.items() if arm in arms_of(results)}
+        numbers = [number*1.04**(i - 1.5) if log else number + gap*(i - 1.5) for number in rows]
+        middle, far = ('difference', [row['ci_high'] - row['difference'] for row in rows.values()]) if difference else ('mean', [row['sd'] for row in rows.values()])
+        ax.errorbar(numbers, [100*row[middle] for row in rows.values()], [100*f for f in far], label=arm, capsize=3, linewidth=1.2, **style)
+    if difference: ax.axhline(0, color='grey', linewidth=1)
+    if log: ax.set_xscale('log')
+    ax.set_xticks(list(settings), [f'{number:g}' for number in settings])
+    ax.minorticks_off()
+    ax.set(title=title, xlabel=label)
+
+
+def draw_curves(results, ax, title):
+    "Accuracy in validation over the epochs: the mean of each arm, and the range of its seeds"
+    _plot_curves(results.finished[['arm', 'seed']].merge(results.curves), 'accuracy', styles_of(arms_of(results)), ax)
+    ax.set(title=title)
+
+
+def legend(ax):
+    "One for all panels, above them"
+    marks, names = ax.get_legend_handles_labels()
+    ax.figure.legend(marks, names, loc='outside upper center', ncols=len(names), frameon=False)
