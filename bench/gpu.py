@@ -46,14 +46,18 @@ def no_waiting(device):
     finally: torch.cuda.set_sync_debug_mode(before)
 
 
-def seconds(calls, device, runs):
-    "The median time of each of `calls` in seconds, taken in turn. On a GPU by its own clock, from start to end on the device"
+def seconds(calls, device, runs, queued=False):
+    """The median time of each of `calls` in seconds, taken in turn. On a GPU by its own clock, from start to end on the device.
+
+    `queued`: the device begins only when the host has asked for everything, so that Python's time does not count.
+    """
     order, times = random.Random(0), {name: [] for name in calls}
     cuda = torch.device(device).type == 'cuda'
     for i in range(runs + 3):
         for name in order.sample(list(calls), len(calls)):
             if cuda:
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                if queued: torch.cuda._sleep(5_000_000) # clock cycles: some milliseconds
                 start.record()
                 calls[name]()
                 end.record()
@@ -98,14 +102,14 @@ def training_step(learn, x, y):
 def fault(run):
     "The first line of the error that `run` raises, or nothing"
     try: run()
-    except RuntimeError as error: return str(error).strip().splitlines()[0]
+    except Exception as error: return f'{type(error).__name__}: {str(error).strip()}'.splitlines()[0]
     return ''
 
 
 def waits(device, shape=(8, 3, 64, 64), steps=4, mixers=MIXERS, model=resnet):
     """Does the host ever wait for the device in the mixer's events or in the loss? For each mixer and loss torch's error, or nothing.
 
-    The first batch of a loss that fastmix does not know is left out: it is tried once, and the answer is read.
+    The first batches are left out: a loss that fastmix does not know is tried once, and the answer is read.
     """
     found = {}
     losses = {'CrossEntropyLossFlat()': CrossEntropyLossFlat(), 'CrossEntropyLoss(weight)': torch.nn.CrossEntropyLoss(weight=torch.ones(CLASSES, device=device)),
@@ -114,7 +118,7 @@ def waits(device, shape=(8, 3, 64, 64), steps=4, mixers=MIXERS, model=resnet):
         for loss_name, loss in losses.items():
             x, y = batch(device, shape)
             step = training_step(learner(x, y, mixer(), loss, model(device)), x, y)
-            step()
+            for _ in range(4): step() # `MixChoice` takes some batches to come to each of its mixers
             found[f'{name}, {loss_name}'] = fault(lambda: [step(lambda: no_waiting(device)) for _ in range(steps)])
     return found
 
@@ -143,7 +147,7 @@ def kernels(device, shape=(8, 3, 64, 64)):
             step()
             if cuda: torch.cuda.synchronize()
         kind = DeviceType.CUDA if cuda else DeviceType.CPU
-        return sum(event.device_type == kind for event in profiler.events())
+        return sum(event.device_type == kind and not event.is_user_annotation for event in profiler.events())
     counts = {name: count(mixer()) for name, mixer in MIXERS.items()}
     return {'no callback': count(None), **counts, "fastai's MixUp": count(theirs.MixUp()), "fastai's CutMix": count(theirs.CutMix())}
 
@@ -158,7 +162,7 @@ def bandwidth(device, shape, runs):
     calls = {'x.clone()': x.clone}
     calls |= {name: lambda mixer=mixer(): mixer.draw_mix(x, rng)(x) for name, mixer in MIXERS.items() if name != 'MixChoice'}
     moved = {name: 3 if name.startswith('MixUp') else 2 for name in calls}
-    return {name: moved[name]*size/took for name, took in seconds(calls, device, runs).items()}
+    return {name: moved[name]*size/took for name, took in seconds(calls, device, runs, queued=True).items()}
 
 
 def mixing(device, shape, runs):
@@ -170,7 +174,7 @@ def mixing(device, shape, runs):
     x, y = batch(device, shape, torch.float32, torch.contiguous_format)
     calls = {'x.clone()': x.clone}
     calls |= {f"{way.library} {way.name}, {way.kind}{', in place' if way.in_place else ''}": way.run for way in peers.ways(x, y, refused)}
-    took = seconds(calls, device, runs)
+    took = seconds(calls, device, runs, queued=True)
     return {name: t/took['x.clone()'] for name, t in took.items()}
 
 

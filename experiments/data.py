@@ -41,7 +41,7 @@ def cifar(part):
 def clothing(*parts, size=32):
     "The clothing photographs of `parts`, of train, validation and test: images `(n, 3, size, size)` in 0..255, classes `(n,)`"
     paths = [path for part in parts for path in sorted((folder('clothing-small-160')/part).rglob('*.jpg'))]
-    names = sorted({path.parent.name for path in paths})
+    names = sorted(path.name for path in (folder('clothing-small-160')/'train').iterdir())
     images = [np.asarray(Image.open(path).convert('RGB').resize((size, size), Image.Resampling.LANCZOS)) for path in paths]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor([names.index(path.parent.name) for path in paths])
 
@@ -70,11 +70,11 @@ def wrong_labels(classes, share, seed, n_classes=10):
 
 def crop_and_flip(x):
     "Every image moved by up to four pixels, and half of them mirrored; drawn from torch's global generator"
-    n, size = len(x), x.shape[-1]
-    padded, shift = F.pad(x, [4]*4), torch.randint(0, 9, (2, n, 1))
-    rows, columns = shift + torch.arange(size)
-    columns = torch.where(torch.rand(n, 1) < .5, columns.flip(1), columns)
-    return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    n, size, device = len(x), x.shape[-1], x.device
+    padded, shift = F.pad(x, [4]*4), torch.randint(0, 9, (2, n, 1), device=device)
+    rows, columns = shift + torch.arange(size, device=device)
+    columns = torch.where(torch.rand(n, 1, device=device) < .5, columns.flip(1), columns)
+    return padded[torch.arange(n, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 class MemoryLoader(DataLoader):
@@ -85,11 +85,11 @@ class MemoryLoader(DataLoader):
 
     def create_batches(self, samples):
         for batch in self.chunkify(iter(samples)):
-            index = torch.as_tensor(batch) % len(self.images)
+            index = torch.as_tensor(batch, device=self.images.device) % len(self.images)
             x = self.images[index].float().div_(255)
             yield self.augment(x) if self.augment else x, self.classes[index]
 
 
 def loaders(train, valid, bs=64, **kwargs):
-    "`DataLoaders` of images in 0..1; `kwargs` are for training"
-    return DataLoaders(MemoryLoader(*train, bs=bs, shuffle=True, **kwargs), MemoryLoader(*valid, bs=250))
+    "`DataLoaders` of images in 0..1, on the device that holds them; `kwargs` are for training"
+    return DataLoaders(MemoryLoader(*train, bs=bs, shuffle=True, **kwargs), MemoryLoader(*valid, bs=250), device=train[0].device)

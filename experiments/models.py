@@ -1,6 +1,7 @@
 """The networks of the experiments, in the settings of their sources."""
 import torch
 from torch import nn
+from torchvision.models import resnet18 as imagenet_resnet18
 
 
 def like_keras(model):
@@ -58,3 +59,10 @@ def resnet20(n_classes=10):
         if isinstance(layer, nn.Conv2d): nn.init.kaiming_normal_(layer.weight)
         if isinstance(layer, (nn.Conv2d, nn.Linear)): nn.init.zeros_(layer.bias)
     return model.to(memory_format=torch.channels_last)
+
+
+def resnet18(n_classes=10):
+    "ResNet-18 in its form for images of 32×32: a first convolution of 3×3, and no pooling behind it"
+    model = imagenet_resnet18(num_classes=n_classes)
+    model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    return LowPrecision(model).to(memory_format=torch.channels_last)

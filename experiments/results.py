@@ -32,11 +32,10 @@ def percent(value, sign=''): return f'{100*value:{sign}.2f}'
 
 
 def score(results, metric, arm):
-    "`seeds`, `mean` and `sd` of an arm, and where it is not the first one, its paired difference to that"
+    "`mean` and `sd` of an arm over its `seeds`; where it is not the first one, its difference to that over the seeds of both"
     by_seed, first = results.finished.pivot(index='seed', columns='arm', values=metric), arms_of(results)[0]
-    own = by_seed[arm].dropna()
-    row = dict(seeds=len(own), mean=own.mean(), sd=own.std())
-    return row if arm == first else row | paired_difference((by_seed[arm] - by_seed[first]).dropna())
+    own, pairs = by_seed[arm].dropna(), (by_seed[arm] - by_seed[first]).dropna()
+    return dict(seeds=len(pairs), mean=own.mean(), sd=own.std()) | ({} if arm == first else paired_difference(pairs))
 
 
 def points(row):
@@ -67,8 +66,8 @@ def said(results, metric, arm):
 
 def made_with(settings):
     "How many runs, on what, and how long they took"
-    runs = pd.concat({id(results): results.finished for results, _ in settings.values()}.values())
-    return (f"{len(runs)} runs, {runs.cpu_seconds.sum()/3600:.1f} hours of processor time, each on a CPU with one thread of torch; "
+    runs = pd.concat({id(results.curves): results.finished for results, _ in settings.values()}.values())
+    return (f"{len(runs)} runs, {runs.cpu_seconds.sum()/3600:.1f} hours of processor time on CPUs; "
             f"{'; '.join(runs.versions.unique())}.")
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastai.callback import schedule  # noqa: F401 (gives Learner its fit_one_cycle)
 from fastai.learner import Learner
 from fastai.metrics import accuracy
-from fastai.optimizer import Adam
+from fastai.optimizer import SGD, Adam
 from fastprogress import fastprogress
 from torch import nn
 
@@ -21,7 +21,7 @@ root = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(root), str(root/'experiments')]
 
 from data import cifar, clothing, crop_and_flip, fashion, loaders, per_class, split, wrong_labels  # noqa: E402
-from models import keras_cnn, mlp, resnet20, small_cnn  # noqa: E402
+from models import keras_cnn, mlp, resnet18, resnet20, small_cnn  # noqa: E402
 
 from fastmix.callback import CutMix, MixChoice, MixUp  # noqa: E402, after the path to it
 from fastmix.compare import compare  # noqa: E402
@@ -69,29 +69,30 @@ def fashion_mnist(seeds):
 
 
 def few_labels(seeds):
-    "The same network on few images per class, 20 epochs of about 6,000 samples each"
+    "The same network on few images per class, drawn anew for each seed; 20 epochs of about 6,000 samples each"
     images, valid = split(*fashion('train'), 2000)
     for n in (10, 30, 100, 300):
-        dls = loaders(per_class(*images, n, seed=0), valid, passes=6000 // (10*n))
-        run(f'few-fashion-{n}', lambda: learner(dls, keras_cnn), four_arms, lambda learn: learn.fit(20, 1e-3), seeds,
-            fashion('t10k'), per_class=n)
+        def make_learner(): return learner(loaders(per_class(*images, n, torch.initial_seed()), valid, passes=6000 // (10*n)), keras_cnn)
+        run(f'few-fashion-{n}', make_learner, four_arms, lambda learn: learn.fit(20, 1e-3), seeds, fashion('t10k'), per_class=n)
 
 
 def few_photos(seeds):
     "Photographs of clothes at 32×32, 30 epochs of about 3,000 samples each, with crops and flips; a class may have fewer photos than wanted"
     photos, test = clothing('train'), clothing('validation', 'test')
     for n in (10, 30, 100, 300):
-        chosen = per_class(*photos, n, seed=0)
-        dls = loaders(chosen, test, augment=crop_and_flip, passes=max(1, round(3000/len(chosen[0]))))
-        run(f'few-clothing-{n}', lambda: learner(dls, small_cnn, Adam), four_arms, lambda learn: learn.fit_one_cycle(30, 3e-3), seeds, test, per_class=n)
+        def make_learner():
+            chosen = per_class(*photos, n, torch.initial_seed())
+            return learner(loaders(chosen, test, augment=crop_and_flip, passes=max(1, round(3000/len(chosen[0])))), small_cnn, Adam)
+        run(f'few-clothing-{n}', make_learner, four_arms, lambda learn: learn.fit_one_cycle(30, 3e-3), seeds, test, per_class=n)
 
 
 def wrong(seeds):
-    "A network that can learn by heart, on 10,000 images of which some have wrong labels; validated on clean test images"
+    "A network that can learn by heart, on 10,000 images of which some have wrong labels, drawn anew for each seed; validated on clean test images"
     (images, classes), _ = split(*fashion('train'), 50000)
+    arms = {'none': None, 'MixUp': MixUp(1.), 'MixUp 8': MixUp(8.), 'CutMix': CutMix(1.)}
     for share in (.2, .5, .8):
-        dls = loaders((images, wrong_labels(classes, share, seed=0)), fashion('t10k'))
-        run(f'wrong-fashion-{share:.0%}'.rstrip('%'), lambda: learner(dls, mlp), four_arms, lambda learn: learn.fit(40, 1e-3), seeds, wrong=share)
+        def make_learner(): return learner(loaders((images, wrong_labels(classes, share, torch.initial_seed())), fashion('t10k')), mlp)
+        run(f'wrong-fashion-{100*share:.0f}', make_learner, arms, lambda learn: learn.fit(40, 1e-3), seeds, wrong=share)
 
 
 def cifar_keras(seeds):
@@ -99,23 +100,36 @@ def cifar_keras(seeds):
     l2_adam = partial(Adam, sqr_mom=.999, eps=1e-7, wd=2e-4, decouple_wd=False)
     dls = loaders(cifar('train'), cifar('test'), bs=32)
     run('cifar-keras', lambda: learner(dls, resnet20, l2_adam),
-        {'none': None, 'CutMix': CutMix(.25)}, lambda learn: learn.fit(15, 1e-3), seeds, cifar('test'), precision='bfloat16')
+        {'none': None, 'CutMix': CutMix(.25, per='sample')}, lambda learn: learn.fit(15, 1e-3), seeds, cifar('test'), precision='bfloat16')
 
 
 def cifar_schedule(seeds):
     "The same network and epochs with one cycle, crops and flips"
     dls = loaders(cifar('train'), cifar('test'), bs=128, augment=crop_and_flip)
     run('cifar-schedule', lambda: learner(dls, resnet20, Adam),
-        {'none': None, 'CutMix': CutMix(.25), 'MixUp': MixUp(.2)}, lambda learn: learn.fit_one_cycle(15, 1e-2), seeds, cifar('test'), precision='bfloat16')
+        {'none': None, 'CutMix': CutMix(.25, per='sample'), 'MixUp': MixUp(.2)}, lambda learn: learn.fit_one_cycle(15, 1e-2), seeds, cifar('test'), precision='bfloat16')
 
 
-experiments = dict(fashion=fashion_mnist, few=few_labels, few_photos=few_photos, wrong=wrong, cifar_keras=cifar_keras, cifar_schedule=cifar_schedule)
-default_seeds = dict(fashion=5)
+def cifar_long(seeds, device='cuda', epochs=200):
+    "OpenMixup's setting: ResNet-18, 200 epochs, the data on the GPU"
+    if device == 'cuda' and not torch.cuda.is_available():
+        print('== cifar-long is passed over: it needs a GPU')
+        return
+    train, test = ([tensor.to(device) for tensor in cifar(part)] for part in ('train', 'test'))
+    sgd = partial(SGD, mom=.9, wd=1e-4, decouple_wd=False)
+    run('cifar-long', lambda: learner(loaders(train, test, bs=100, augment=crop_and_flip), resnet18, sgd),
+        {'none': None, 'MixUp': MixUp(1.), 'CutMix': CutMix(.2), 'MixChoice': MixChoice(MixUp(1.), CutMix(.2))},
+        lambda learn: learn.fit_sgdr(1, epochs, .1), seeds, test, precision='bfloat16')
+
+
+experiments = dict(fashion=fashion_mnist, few=few_labels, few_photos=few_photos, wrong=wrong, cifar_keras=cifar_keras, cifar_schedule=cifar_schedule,
+                   cifar_long=cifar_long)
+default_seeds = dict(fashion=5, cifar_long=1)
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='*', metavar='NAME', help=f"of {', '.join(experiments)}")
-    parser.add_argument('--seeds', type=int, help='per arm (default: 5 for fashion, else 3)')
+    parser.add_argument('--seeds', type=int, help='per arm (default: 5 for fashion, 1 for cifar_long, else 3)')
     parser.add_argument('--threads', type=int, default=1, help='of torch (default: 1)')
     given = parser.parse_args()
     unknown = [name for name in given.names if name not in experiments]
