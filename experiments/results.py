@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from fastmix.compare import Comparison, _plot_curves, paired_difference, read_results
-from fastmix.compare import _styles as styles_of
+from fastmix.compare import Comparison, _plot_curves, _styles, paired_difference, read_results
 
 folder = Path(__file__).resolve().parent.parent/'nbs/experiments/results'
+styles = _styles(['none', 'MixUp', 'CutMix', 'MixChoice', 'MixUp 8']) # an arm looks the same in all pictures
 
 
 def load(name) -> Comparison:
@@ -85,14 +85,13 @@ def draw(settings, ax, title, label, log=False, difference=False):
 
     The arms stand a little beside each other, so that their bars can be told apart.
     """
-    arms = arms_of(next(iter(settings.values()))[0])
-    gap = (max(settings) - min(settings))/100
-    for i, (arm, style) in enumerate(styles_of(arms).items()):
+    arms, gap = arms_of(next(iter(settings.values()))[0]), (max(settings) - min(settings))/100
+    for i, arm in enumerate(arms):
         if difference and i == 0: continue
         rows = {number: score(results, metric, arm) for number, (results, metric) in settings.items() if arm in arms_of(results)}
         numbers = [number*1.04**(i - 1.5) if log else number + gap*(i - 1.5) for number in rows]
         middle, far = ('difference', [row['ci_high'] - row['difference'] for row in rows.values()]) if difference else ('mean', [row['sd'] for row in rows.values()])
-        ax.errorbar(numbers, [100*row[middle] for row in rows.values()], [100*f for f in far], label=arm, capsize=3, linewidth=1.2, **style)
+        ax.errorbar(numbers, [100*row[middle] for row in rows.values()], [100*f for f in far], label=arm, capsize=3, linewidth=1.2, **styles[arm])
     if difference: ax.axhline(0, color='grey', linewidth=1)
     if log: ax.set_xscale('log')
     ax.set_xticks(list(settings), [f'{number:g}' for number in settings])
@@ -102,7 +101,7 @@ def draw(settings, ax, title, label, log=False, difference=False):
 
 def draw_curves(results, ax, title):
     "Accuracy in validation over the epochs: the mean of each arm, and the range of its seeds"
-    _plot_curves(results.finished[['arm', 'seed']].merge(results.curves), 'accuracy', styles_of(arms_of(results)), ax)
+    _plot_curves(results.finished[['arm', 'seed']].merge(results.curves), 'accuracy', {arm: styles[arm] for arm in arms_of(results)}, ax)
     ax.set(title=title)
 
 
