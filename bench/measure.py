@@ -91,13 +91,13 @@ def glibc(function, *arguments):
 def kept_memory():
     """The process keeps the memory that it releases. Gives whether it does: only glibc can be told so.
 
-    By itself glibc returns what is over 32 MiB to the system at once, and the next tensor of that size begins with fresh pages.
+    By itself glibc returns what is over 32 MiB to the system at once, and the next tensor of that size begins with fresh pages. It
+    comes to that limit step by step; once told anything, it takes no more steps. So it is left at the last one.
     """
-    trim_threshold, mmap_max = -1, -4 # what these are called in `mallopt`; below are their defaults
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4 # what these are called in `mallopt`
     try: yield all([glibc('mallopt', mmap_max, 0), glibc('mallopt', trim_threshold, 2**31-1)])
     finally:
-        glibc('mallopt', mmap_max, 2**16)
-        glibc('mallopt', trim_threshold, 2**17)
+        for name, value in (mmap_max, 2**16), (mmap_threshold, 2**25), (trim_threshold, 2**26): glibc('mallopt', name, value)
 
 
 def machine():

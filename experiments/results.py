@@ -53,8 +53,8 @@ def summary(settings, what='test accuracy'):
                     'difference [95 % interval]': '', 'verdict': row.get('verdict', '')}
             if 'difference' in row: line['difference [95 % interval]'] = points(row)
             lines.append(line | {'processor minutes': f'{results.finished.query("arm == @arm").cpu_seconds.mean()/60:.1f}'})
-    table = pd.DataFrame(lines).set_index(['setting', 'arm'])
-    return table if len(settings) > 1 else table.droplevel('setting')
+    table = pd.DataFrame(lines).set_index('setting').rename_axis(None)
+    return table if len(settings) > 1 else table.set_index('arm').rename_axis(None)
 
 
 def said(results, metric, arm):
