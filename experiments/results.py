@@ -6,12 +6,16 @@ import math
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
-from fastmix.compare import Comparison, _plot_curves, _styles, paired_difference, read_results
+from fastmix.compare import Comparison, _plot_curves, _styles, read_results
 
 folder = Path(__file__).resolve().parent.parent/'nbs/experiments/results'
 styles = _styles(['none', 'MixUp', 'CutMix', 'MixChoice', 'MixUp 8']) # an arm looks the same in all pictures
+
+
+def say(text): display(Markdown(text))
 
 
 def load(name) -> Comparison:
@@ -32,10 +36,10 @@ def percent(value, sign=''): return f'{100*value:{sign}.2f}'
 
 
 def score(results, metric, arm):
-    "`mean` and `sd` of an arm over its `seeds`; where it is not the first one, its difference to that over the seeds of both"
-    by_seed, first = results.finished.pivot(index='seed', columns='arm', values=metric), arms_of(results)[0]
-    own, pairs = by_seed[arm].dropna(), (by_seed[arm] - by_seed[first]).dropna()
-    return dict(seeds=len(pairs), mean=own.mean(), sd=own.std()) | ({} if arm == first else paired_difference(pairs))
+    "`seeds`, `mean` and `sd` of an arm in `metric`; where it is not the first one, its paired difference to that as well"
+    row = results.table(metric).loc[arm]
+    found = dict(seeds=int(row.seeds), mean=row[metric], sd=row[f'{metric}_sd'])
+    return found if arm == arms_of(results)[0] else found | row[['difference', 'ci_low', 'ci_high', 'verdict']].to_dict()
 
 
 def points(row):
