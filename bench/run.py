@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from fastai.torch_core import TensorCategory, TensorImage
 
 from . import losses, memory, peers, report, steps
 from .measure import interleave, kept_memory, machine, quietly, spread, versions
@@ -120,17 +121,18 @@ def whole_steps(run, shape, n, rounds):
 
 def python_time(run, rounds):
     "Microseconds that a callback itself takes, beside one that does nothing and the plain loss"
-    x, y = batch((64, 1, 8, 8), 'float32', 'contiguous')
+    plain = batch((64, 1, 8, 8), 'float32', 'contiguous')
+    typed = TensorImage(plain[0]), TensorCategory(plain[1]) # as fastai's loaders of images give them
     with steps.one_thread():
-        for part in steps.PARTS:
-            calls = steps.events(x, y, part)
-            calls = {f'{library} {name}': (dict(library=library, name=name, kind=part), call) for (library, name), call in calls.items()}
+        for kind, part, pair in [*((part, part, plain) for part in steps.PARTS), ("events, fastai's types", 'events', typed)]:
+            calls = steps.events(*pair, part)
+            calls = {f'{library} {name}': (dict(library=library, name=name, kind=kind), call) for (library, name), call in calls.items()}
             best = quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds), 'torch no callback', until=run.until)
             median = {name: 1e6*statistics.median(times)/steps.IN_A_ROW for name, times in best.times.items()}
             for name, (description, _) in calls.items():
                 run.add('python', '64×1×8×8 float32, one thread', **description, value=median[name] - median['torch no callback'], unit='µs',
                         ms=median[name]/1e3, spread=spread(best.times[name]), load=best.load, others=best.others)
-            print(f'  python, {part}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, attempt {best.attempts}', flush=True)
+            print(f'  python, {kind}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, attempt {best.attempts}', flush=True)
 
 
 def sizes(run, batches, side, n, sides, rounds):

@@ -51,6 +51,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fastmix.callback._end_mixes': ('callback.html#_end_mixes', 'fastmix/callback.py'),
                                   'fastmix.callback._is': ('callback.html#_is', 'fastmix/callback.py'),
                                   'fastmix.callback._nested': ('callback.html#_nested', 'fastmix/callback.py'),
+                                  'fastmix.callback._plain': ('callback.html#_plain', 'fastmix/callback.py'),
                                   'fastmix.callback._plainly': ('callback.html#_plainly', 'fastmix/callback.py'),
                                   'fastmix.callback._real': ('callback.html#_real', 'fastmix/callback.py'),
                                   'fastmix.callback._some': ('callback.html#_some', 'fastmix/callback.py'),

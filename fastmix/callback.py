@@ -13,7 +13,7 @@ __all__ = ['is_spatial', 'mix_inputs', 'mix_targets', 'unwrap', 'from_codes', 'm
 # %% ../nbs/02_callback.ipynb #5cace6dc
 import copy, math, sys, warnings
 from contextlib import nullcontext
-from functools import wraps
+from functools import partial, wraps
 from numbers import Integral, Real
 
 import numpy as np
@@ -30,24 +30,27 @@ from .loss import MixLoss, weighs_samples
 from .mix import Blend, Mix, Paste, draw_lam, draw_partner, draw_region, mix_rng
 
 # %% ../nbs/02_callback.ipynb #23a1b4ef
+def _plain(t): return t if type(t) is Tensor else t.as_subclass(Tensor)
+
 def is_spatial(
     target:Tensor, # A target of the batch
     size:tuple, # Spatial size of the input, `(h, w)` for an image
 ) -> bool:
     "Does each place in `target` belong to a place in the input, so that it is pasted along with it?"
     if isinstance(target, TensorImageBase): return True
+    target = _plain(target)
     d, extra = len(size), target.ndim - 1 - len(size)
     fits = target.ndim > d and all(a and a % b == 0 for a, b in zip(target.shape[-d:], size))
     if target.is_floating_point(): return extra == 1 or (extra == 0 and d > 1 and fits)
     return (extra == 0 and (d > 1 or fits)) or (extra == 1 and target.shape[1] == 1)
 
 # %% ../nbs/02_callback.ipynb #4d241b51
-def _plainly(f, t): return f(t) if type(t) is Tensor else retain_type(f(t.as_subclass(Tensor)), t)
+def _plainly(f, t): return f(t) if type(t) is Tensor else retain_type(f(_plain(t)), t)
 
 def _tensors(batch):
-    "All tensors in a batch, nested in whatever tuples, lists and dictionaries"
+    "All tensors in a batch, nested in whatever tuples, lists and dictionaries, without a type of their own"
     for o in batch:
-        if isinstance(o, Tensor): yield o
+        if isinstance(o, Tensor): yield _plain(o)
         elif isinstance(o, (tuple, list)): yield from _tensors(o)
         elif isinstance(o, dict): yield from _tensors(o.values())
 
@@ -66,8 +69,8 @@ def mix_inputs(
     xb:tuple, # Inputs: tensors, or tuples, lists and dictionaries of them
 ) -> tuple:
     "The same mix on every input. One without the spatial dimensions that a mix refers to, a vector beside an image, is blended"
-    def one(t): return _plainly(mix if mix.size and t.ndim == 2+len(mix.size) else mix.blend, t)
-    return _nested(one, tuple(xb))
+    def one(t): return mix(t) if mix.size and t.ndim == 2+len(mix.size) else mix.blend(t)
+    return _nested(partial(_plainly, one), tuple(xb))
 
 def mix_targets(
     mix:Mix, # The mix of the batch
@@ -78,9 +81,10 @@ def mix_targets(
     for y in yb:
         if not isinstance(y, Tensor) or isinstance(y, TensorPoint):
             raise TypeError(f"mixing is not defined for a target of type {type(y).__name__}: half of a point or box is none. Train without a mixer")
-        mix.check(y)
+        plain = _plain(y)
+        mix.check(plain)
         pasted = mix.size is not None and is_spatial(y, mix.size)
-        weighted.append(not (pasted or y.is_floating_point()))
+        weighted.append(not (pasted or plain.is_floating_point()))
         targets.append(y if weighted[-1] else _plainly(mix if pasted else mix.blend, y))
     return tuple(targets), tuple(weighted)
 

@@ -50,7 +50,7 @@ class Mix:
 
     def check(self, t:Tensor):
         "Raise a `ValueError` unless `t` is a tensor of the batch that this mix was drawn for"
-        if t.ndim == 0 or len(t) != self.n:
+        if t.shape[:1] != (self.n,):
             raise ValueError(f"this mix was drawn for a batch of {self.n}, and got a tensor of shape {tuple(t.shape)}: "
                              "its first dimension must be the batch")
 

@@ -24,7 +24,7 @@ from fastai.interpret import ClassificationInterpretation, Interpretation
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.torch_core import set_seed
+from fastai.torch_core import TensorBase, TensorCategory, TensorImage, set_seed
 from fastai.vision.augment import Flip
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
@@ -362,6 +362,26 @@ def test_vision_learner(make):
         learn = make(photos(), resnet18, pretrained=False, normalize=False, cbs=[MixUp(), spy := Spy()])
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     check_all(spy, 3)
+
+
+@every_mixer
+def test_plain_tensors_inside(mixer, monkeypatch):
+    "Whatever is done with a tensor of fastai's goes through Python, a look at its shape too: the mixer does none of it, and keeps the type"
+    done, dispatch = [], TensorBase.__dict__['__torch_function__'].__func__
+
+    def counted(cls, func, types, args=(), kwargs=None):
+        done.append(func)
+        return dispatch(cls, func, types, args, kwargs)
+    monkeypatch.setattr(TensorBase, '__torch_function__', classmethod(counted))
+    learn = learner(mixer := mixer())
+    x, y = samples(16)
+    for _ in range(4):
+        learn.xb, learn.yb = (TensorImage(x),), (TensorCategory(y),)
+        done.clear()
+        mixer.before_batch()
+        mixer.undo()
+        assert not done and type(learn.xb[0]) is TensorImage and type(learn.yb[0]) is TensorCategory
+    assert learn.xb[0].ndim == 4 and len(done) == 1, 'this would have been seen'
 
 
 def test_gather_args(monkeypatch):
