@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
+from scipy.stats import ttest_rel
 
 from fastmix.compare import Comparison, _plot_curves, _styles, read_results
 
@@ -61,11 +62,40 @@ def summary(settings, what='test accuracy'):
     return table if len(settings) > 1 else table.set_index('arm').rename_axis(None)
 
 
+def called(arm): return 'training without mixing' if arm == 'none' else arm
+
+
 def said(results, metric, arm):
     "What came out for an arm, in words and with its numbers"
-    row, first = score(results, metric, arm), arms_of(results)[0]
+    row = score(results, metric, arm)
     found = {'better': 'is better than', 'worse': 'is worse than'}.get(row['verdict'], 'cannot be told from')
-    return f"{arm} {found} {first}: {points(row)} points, {row['seeds']} seed{'s'[:row['seeds'] != 1]}"
+    return f"{arm} {found} {called(arms_of(results)[0])}: {points(row)} points, {row['seeds']} seed{'s'[:row['seeds'] != 1]}"
+
+
+def verdicts(settings, at='at'):
+    """What came out over all settings and arms, in words; and what of it remains after Holm's correction for so many comparisons.
+
+    `at` stands between an arm and what its setting is called.
+    """
+    found = []
+    for setting, (results, metric) in settings.items():
+        by_seed = results.finished.pivot(index='seed', columns='arm', values=metric)
+        for arm in arms_of(results)[1:]:
+            row, pairs = score(results, metric, arm), by_seed[[arms_of(results)[0], arm]].dropna()
+            p = ttest_rel(pairs[arm], pairs.iloc[:, 0]).pvalue if len(pairs) > 1 else math.nan
+            found.append((p, row['verdict'], f"{arm} {at} {setting} ({percent(row['difference'], '+')})"))
+    p_values = sorted(p for p, *_ in found if not math.isnan(p))
+    left = next((i for i, p in enumerate(p_values) if p > .05/(len(p_values)-i)), len(p_values))
+    least = p_values[left-1] if left else -1
+
+    def hits(verdict, least=1): return [what for p, v, what in found if v == verdict and p <= least]
+    lines = [f"{len(hits(verdict))} came out {verdict}" + ': '*bool(hits(verdict)) + ', '.join(hits(verdict)) for verdict in ('better', 'worse')]
+    told = len(hits('better') + hits('worse'))
+    text = f"Of the {len(found)} comparisons with training without mixing, " + '; '.join(lines) + f"; {len(found) - told} cannot be told apart with so many seeds."
+    if told < 1: return text
+    kept = hits('better', least) + hits('worse', least)
+    remain = 'all of them remain' if len(kept) == told else 'none of them remains' if not kept else f"there remain{'s'*(len(kept) == 1)} {', '.join(kept)}"
+    return f"{text} Where there is no difference, one comparison in twenty finds one all the same. Corrected for their number (Holm), {remain}."
 
 
 def made_with(settings):

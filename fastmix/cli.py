@@ -59,6 +59,7 @@ def check_settings(
     _check_name('--arch', settings['arch'], archs)
     for name, least in dict(epochs=1, size=8, bs=2, seed=0, seeds=1).items():
         if settings[name] < least: raise InputError(f'--{name} must be at least {least}, got {settings[name]}')
+    if settings['seed'] + settings['seeds'] > 2**32: raise InputError(f"--seed must be below 2**32, with those that follow it, got {settings['seed']}")
     if not 0 < settings['lr'] < math.inf: raise InputError(f"--lr must be a positive number, got {settings['lr']}")
     if settings['pretrained'] and 'weights' not in model_meta.get(archs[settings['arch']], {}):
         raise InputError(f"--pretrained: no weights for {settings['arch']}: leave it out, or give --arch resnet18")

@@ -196,6 +196,7 @@ def test_a_killed_command_is_completed_by_the_same_command(tmp_path, capsys, how
     (dict(size=4), '--size must be at least 8, got 4'),
     (dict(bs=1), '--bs must be at least 2, got 1'),
     (dict(seed=-1), '--seed must be at least 0, got -1'),
+    (dict(seed=2**32), '--seed must be below 2**32'),
     (dict(lr=0), '--lr must be a positive number, got 0.0'),
     (dict(lr='nan'), '--lr must be a positive number, got nan'),
     (dict(lr='inf'), '--lr must be a positive number, got inf'),

@@ -4,27 +4,32 @@ import math
 import weakref
 from copy import deepcopy
 from functools import partial, wraps
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.callback.core import Callback
+import torch.nn.functional as F
+from fastai.callback.core import Callback, CancelTrainException
+from fastai.callback.schedule import lr_find  # noqa: F401 patches Learner
+from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import accuracy, error_rate
+from fastai.learner import AvgMetric, Learner
+from fastai.losses import CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropy
+from fastai.metrics import AccumMetric, F1Score, accuracy, error_rate, top_k_accuracy
 from fastai.optimizer import SGD, Adam
 from fastai.torch_core import get_random_states
 from scipy.stats import ttest_rel
 from torch import nn
 from torch.utils.data import DataLoader as TorchDataLoader
+from torch.utils.data import RandomSampler
 
 from fastmix.callback import CutMix, ManifoldMixUp, MixChoice, Mixer, MixUp
-from fastmix.compare import (AllRunsFailed, Comparison, OtherResults, arm_learner, arm_text, calls_of, compare, name_of,
-                             paired_difference, read_results, settings_of)
+from fastmix.compare import (AllRunsFailed, Comparison, OtherResults, arm_learner, arm_text, calls_of, compare, loss_text,
+                             metric_text, name_of, paired_difference, read_results, settings_of)
 
 pytestmark = pytest.mark.usefixtures('frozen')
 
@@ -126,6 +131,16 @@ def test_loaders_of_torch_begin_anew_as_well(generator):
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
+@pytest.mark.parametrize('kept', ['workers', 'sampler'])
+def test_what_a_loader_of_torch_keeps_begins_anew(kept):
+    train = (TorchDataLoader(pairs()[:72], 8, shuffle=True, num_workers=1, persistent_workers=True) if kept == 'workers' else
+             TorchDataLoader(pairs()[:72], 8, sampler=RandomSampler(range(72), generator=torch.Generator())))
+    dls = DataLoaders(train, TorchDataLoader(pairs()[72:], 24))
+    def make(): return Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Dropout(.5)), loss_func=nn.CrossEntropyLoss())
+    (first, out), (second, again) = (watched(make, None, 7) for _ in range(2))
+    assert torch.equal(first, second) and torch.equal(out, again)
+
+
 def test_arms_drop_the_same_units(make_learner):
     # a mixer that mixes nothing leaves the same outputs, dropout included
     plain, off = (watched(make_learner, arm, 7)[1] for arm in (None, MixUp(p=0.)))
@@ -146,6 +161,17 @@ def test_the_given_mixer_is_copied(make_learner):
     assert learn.mix_up is not mixer
     quietly(make_learner, dict(mixup=mixer), once)
     assert (mixer.rng, mixer.mix) == (before.rng, before.mix)
+
+
+@pytest.mark.parametrize('attached', [False, True])
+def test_a_mixer_that_has_trained_begins_anew(make_learner, attached):
+    mixer, learn = MixUp(), make_learner()
+    with learn.no_bar(), learn.no_logging():
+        if attached: learn.add_cb(mixer).fit(1)
+        else: learn.fit(1, cbs=mixer)
+    used, fresh = (quietly(make_learner, dict(mixup=given), once).curves for given in (mixer, MixUp()))
+    assert mixer.rng is not None and used.equals(fresh)
+    assert arm_learner(make_learner, mixer).mix_up.learn is not learn and (mixer.learn is learn) == attached
 
 
 def test_a_shared_model_is_refused(dls):
@@ -197,6 +223,39 @@ def test_all_fits_are_in_the_curves(make_learner):
     assert list(curves.epoch) == [1, 2, 3] and not curves.isna().any(axis=None)
 
 
+def test_a_search_of_the_learning_rate_is_no_training(make_learner):
+    def searched(learn):
+        learn.lr_find(num_it=20, show_plot=False)
+        learn.fit(2)
+    assert list(quietly(make_learner, dict(none=None), searched).curves.epoch) == [1, 2]
+
+
+class Few(Callback):
+    "End the training part of every epoch after three batches"
+    def after_batch(self):
+        if self.training and self.iter == 2: raise CancelTrainException
+
+
+@pytest.mark.parametrize('train_metrics', [False, True])
+def test_epochs_whose_training_was_cut_short_keep_their_columns(make_learner, train_metrics):
+    def make():
+        learn = make_learner(cbs=Few())
+        learn.recorder.train_metrics = train_metrics
+        return learn
+    comparison = quietly(make, dict(none=None), once, evaluate=lambda learn: dict(zip(('loss', 'right'), learn.validate())))
+    row = comparison.runs.iloc[0]
+    names = ('valid_loss', 'valid_accuracy') if train_metrics else ('valid_loss', 'accuracy')
+    assert row.status == 'finished' and {*comparison.measures} == {*names, 'loss', 'right'}
+    assert row[names[0]] == pytest.approx(row.loss) and row[names[1]] == pytest.approx(row.right)
+
+
+def test_a_metric_that_is_not_one_number_is_left_out(make_learner):
+    def by_class(pred, y): return torch.stack([(pred.argmax(1) == y)[y == i].float().mean() for i in range(3)])
+    with pytest.warns(UserWarning, match='the metric by_class is not one number'):
+        comparison = quietly(lambda: make_learner(metrics=[AccumMetric(by_class, flatten=False), accuracy]), two_arms, lambda learn: learn.fit(2))
+    assert comparison.measures == ['train_loss', 'valid_loss', 'accuracy'] and 'accuracy' in str(comparison)
+
+
 def test_the_global_random_state_is_left_alone(make_learner):
     before = get_random_states()
     quietly(make_learner, {'mixup': MixUp(), 'fails': Fail()}, once)
@@ -222,6 +281,15 @@ def test_no_progress(make_learner, capsys):
 @pytest.mark.parametrize('arms, seeds', [({}, 1), (dict(none=None), 0)])
 def test_nothing_to_compare(make_learner, arms, seeds):
     with pytest.raises(ValueError, match='needs an arm and a seed'): compare(make_learner, arms, print, seeds=seeds)
+
+
+def test_names_must_be_their_own(make_learner):
+    for arms in ({.2: None, '.2': MixUp()} | {'0.2': None}, {'': None}):
+        with pytest.raises(ValueError, match='each arm needs a name of its own'): quietly(make_learner, arms, once)
+    metrics = [partial(top_k_accuracy, k=1), partial(top_k_accuracy, k=2)]
+    with pytest.raises(ValueError, match='each metric needs a name of its own'): quietly(lambda: make_learner(metrics=metrics), two_arms, once)
+    with pytest.raises(AllRunsFailed, match='evaluate must not return what the results hold already: seed'):
+        quietly(make_learner, two_arms, once, evaluate=lambda learn: {'seed': 1})
 
 
 def test_evaluate_adds_columns_or_replaces_them(make_learner):
@@ -263,6 +331,14 @@ def test_a_failed_run_is_not_repeated_until_its_line_is_deleted(make_learner, tm
     (tmp_path/'results.csv').write_text(''.join(lines[:2]))
     again = quietly(make_learner, arms, fit, folder=tmp_path)
     assert list(again.runs.status) == ['finished']*2 and not again.curves.duplicated(['arm', 'seed', 'epoch']).any()
+
+
+def test_a_fit_that_ends_in_the_midst_of_an_epoch(make_learner):
+    arms = {'none': None, 'stopped': [Diverge(), TerminateOnNaNCallback()]}
+    runs = quietly(make_learner, arms, lambda learn: learn.fit(4)).runs
+    assert list(runs.status) == ['finished', 'failed: the fit was ended in the midst of an epoch'] and list(runs.epochs) == [4, 2]
+    early = EarlyStoppingCallback(monitor='valid_loss', min_delta=100) # this one ends it after an epoch
+    assert set(quietly(lambda: make_learner(cbs=early), dict(none=None), lambda learn: learn.fit(4)).runs.status) == {'finished'}
 
 
 def test_a_fit_without_epochs(make_learner):
@@ -334,6 +410,12 @@ def test_what_a_fit_calls():
     assert calls_of(print) == 'print' and calls_of(partial(print, fit, object())) == 'print fit <object object>'
     assert calls_of(lambda learn: (learn.fit(2), learn.fine_tune(3))) == 'fit 2 fine_tune 3'
     assert '3' in calls_of(lambda learn: [learn.fit(i) for i in (n, n*3)])
+    config = SimpleNamespace(epochs=7, sub=SimpleNamespace(lr=.5), model=nn.ReLU())
+    assert calls_of(lambda learn: learn.fit(config.epochs, config.sub.lr)) == 'fit epochs=7 sub lr=0.5'
+    def early(): return calls_of(lambda learn: learn.fit(later))
+    assert early() == 'fit'
+    later = 3
+    assert early() == 'fit later=3'
     long = (0,)*1000
     def many(learn): learn.fit(long)
     assert len(calls_of(many)) < 250
@@ -354,10 +436,26 @@ def test_texts_of_arms():
 
 
 @pytest.mark.parametrize('change', [dict(metrics=error_rate), dict(lr=.1), dict(wd=.1), dict(cbs=Watch()), dict(opt_func=SGD),
-                                    dict(loss_func=nn.CrossEntropyLoss())])
+                                    dict(loss_func=nn.CrossEntropyLoss()), dict(loss_func=CrossEntropyLossFlat(label_smoothing=.1)),
+                                    dict(loss_func=CrossEntropyLossFlat(weight=torch.tensor([1., 2., 3.])))])
 def test_settings_tell_learners_apart(make_learner, change):
     now, other = settings_of(make_learner(), once), settings_of(make_learner(**change), once)
     assert sum(now[name] != other[name] for name in now) == 1
+
+
+@pytest.mark.parametrize('make, one, other', [
+    (lambda x: dict(metrics=partial(top_k_accuracy, k=x)), 1, 2), (lambda x: dict(metrics=F1Score(average=x)), 'macro', 'micro'),
+    (lambda x: dict(metrics=AccumMetric(accuracy, thresh=x)), None, .5), (lambda x: dict(loss_func=LabelSmoothingCrossEntropy(x)), .1, .2),
+    (lambda x: dict(loss_func=nn.CrossEntropyLoss(torch.tensor([1., 1., x]))), 1., 2.), (lambda x: dict(loss_func=FocalLossFlat(gamma=x)), 2., 3.)])
+def test_settings_tell_arguments_of_losses_and_metrics_apart(make_learner, make, one, other):
+    one, again, other = (settings_of(make_learner(**make(x)), once) for x in (one, one, other))
+    assert one == again and sum(one[name] != other[name] for name in one) == 1
+
+
+def test_settings_of_losses_and_metrics():
+    assert [loss_text(loss) for loss in (CrossEntropyLossFlat(), nn.CrossEntropyLoss(), F.cross_entropy)] == ['CrossEntropyLossFlat', 'CrossEntropyLoss', 'cross_entropy']
+    assert loss_text(CrossEntropyLossFlat(weight=torch.tensor([1., 2.]))) == 'CrossEntropyLossFlat weight=[1.0, 2.0]'
+    assert metric_text(AvgMetric(accuracy)) == 'accuracy' and metric_text(AvgMetric(partial(top_k_accuracy, k=2))) == 'top_k_accuracy k=2'
 
 
 def test_settings_can_be_anything(make_learner, tmp_path):
@@ -385,6 +483,15 @@ def test_more_seeds_and_arms_join(make_learner, tmp_path):
     assert read_results(tmp_path).runs.iloc[:2].equals(first.runs)
     fewer = quietly(make_learner, {'CutMix': CutMix()}, fit, folder=tmp_path)
     assert len(fits) == 6 and len(fewer.runs) == 1 and len(read_results(tmp_path).runs) == 6
+
+
+def test_runs_of_another_process_are_left_alone(make_learner, tmp_path):
+    def fit(learn):
+        once(learn)
+        if hasattr(learn, 'mix_up'): quietly(make_learner, dict(other=CutMix()), once, folder=tmp_path, settings=dict(fit='the same'))
+    with pytest.raises(OtherResults, match='another comparison has written to .* in the meantime'):
+        quietly(make_learner, two_arms, fit, folder=tmp_path, settings=dict(fit='the same'))
+    assert list(read_results(tmp_path).runs.arm) == ['none', 'other'] and {path.name for path in tmp_path.iterdir()} == {'settings.json', 'results.csv', 'curves.csv'}
 
 
 def test_results_are_read_as_they_were_written(make_learner, tmp_path):
@@ -505,7 +612,7 @@ def test_without_spread_there_is_no_interval():
 
 @pytest.mark.parametrize('name, higher', [('accuracy', True), ('dice', True), ('r2_score', True), ('roc_auc_score', True), ('f1_score', True),
                                           ('error_rate', False), ('mse', False), ('_rmse', False), ('mae', False), ('msle', False),
-                                          ('exp_rmspe', False), ('perplexity', False), ('hamming_loss', False), ('brier_score', False)])
+                                          ('ece', False), ('test_nll', False), ('recall', True), ('neg_mean_squared_error', True), ('exp_rmspe', False), ('perplexity', False), ('hamming_loss', False), ('brier_score', False)])
 def test_in_which_direction_a_measure_is_better(name, higher):
     comparison = made(dict(none=[.5, .6, .7], mixed=[.6, .701, .8]))
     comparison.runs = comparison.runs.rename(columns={'accuracy': name})
@@ -516,7 +623,8 @@ def test_in_which_direction_a_measure_is_better(name, higher):
 
 def test_without_a_metric_the_validation_loss_decides(make_learner):
     comparison = quietly(lambda: make_learner(metrics=None), two_arms, once)
-    assert comparison.judged_by() == ('valid_loss', False) and 'valid loss against none' in comparison.for_reading()
+    assert comparison.judged_by() == ('valid_loss', False) and 'valid loss against none (lower is better)' in comparison.for_reading()
+    assert ', lower is better' in comparison.verdicts()[0]
 
 
 def test_a_measure_of_training_samples_does_not_decide(make_learner):

@@ -146,7 +146,7 @@ def test_a_report_of_results_that_were_read(make_learner, tmp_path):
 
 def test_by_another_measure(comparison, tmp_path):
     page = page_of(comparison.report(tmp_path, 'valid_loss'))
-    assert 'valid loss against none' in page.texts and 'accuracy against none' not in page.texts
+    assert 'valid loss against none (lower is better)' in page.texts and 'accuracy against none' not in page.texts
     assert comparison.verdicts('valid_loss')[1] in page.texts
 
 
