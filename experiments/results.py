@@ -105,13 +105,15 @@ def made_with(settings):
             f"{'; '.join(runs.versions.unique())}.")
 
 
-def panels(n, height=3.):
-    "`n` panels side by side, in one figure"
-    axes = plt.subplots(1, n, figsize=(4.2*n, height), layout='constrained', squeeze=False)[1][0]
+def panels(n, height=3., columns=3):
+    "`n` panels, `columns` side by side, in one figure"
+    rows, columns = math.ceil(n/columns), min(n, columns)
+    axes = plt.subplots(rows, columns, figsize=(4.2*columns, height*rows), layout='constrained', squeeze=False)[1].flat
     for ax in axes:
         ax.grid(alpha=.3)
         ax.spines[['top', 'right']].set_visible(False)
-    return axes
+    for ax in axes[n:]: ax.set_axis_off()
+    return axes[:n]
 
 
 def draw(settings, ax, title, label, log=False, difference=False):
