@@ -46,20 +46,35 @@ def no_waiting(device):
     finally: torch.cuda.set_sync_debug_mode(before)
 
 
+def clock(cycles=20_000_000):
+    "How many cycles a GPU sleeps in a second"
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(cycles)
+    start.record()
+    torch.cuda._sleep(cycles)
+    end.record()
+    end.synchronize()
+    return 1e3*cycles/start.elapsed_time(end)
+
+
 def seconds(calls, device, runs, queued=False):
     """The median time of each of `calls` in seconds, taken in turn. On a GPU by its own clock, from start to end on the device.
 
-    `queued`: the device begins only when the host has asked for everything, so that Python's time does not count.
+    `queued`: the device begins only when the host has asked for everything, so that Python's time does not count, but for calls that
+    wait for the device themselves.
     """
-    order, times = random.Random(0), {name: [] for name in calls}
+    order, times, asking = random.Random(0), {name: [] for name in calls}, dict.fromkeys(calls, .005)
     cuda = torch.device(device).type == 'cuda'
+    per_second = clock() if cuda and queued else None
     for i in range(runs + 3):
         for name in order.sample(list(calls), len(calls)):
             if cuda:
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                if queued: torch.cuda._sleep(5_000_000) # clock cycles: some milliseconds
+                if queued: torch.cuda._sleep(int(2*asking[name]*per_second)) # twice as long as the host has needed to ask
                 start.record()
+                begin = time.perf_counter()
                 calls[name]()
+                if i < 3: asking[name] = min(max(asking[name], time.perf_counter() - begin), .5) # a call that waits for the device sleeps longer each time
                 end.record()
                 end.synchronize()
                 took = start.elapsed_time(end)/1e3

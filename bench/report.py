@@ -1,11 +1,13 @@
 "Read a table of figures, and show it as text, as tables and as pictures. Nothing is measured here"
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 GROUPS = [('MixUp', 'sample'), ('MixUp', 'batch'), ('CutMix', 'batch'), ('CutMix', 'sample')]
 COLORS = {'fastmix': '#d1495b', 'fastai': '#2e6f95', 'torch': '#8d99a6'}
-FIGURES = ['value', 'ms', 'spread', 'load', 'others']
+FIGURES = ['value', 'ms', 'spread', 'rounds', 'load', 'others']
 
 
 def write(table, path):
@@ -55,19 +57,23 @@ def group(rows, method, per):
 def compared(table):
     """For each case and way of mixing: what fastmix's callback costs, and its fastest peer, both as multiples of the clone.
 
-    `ahead` says who is, or 'level' where the two are within 3 % of each other; empty where no peer offers it.
+    `ahead` says who is; 'level' where the two are within 3 % of each other, or within twice the standard error of their difference;
+    empty where no peer offers it.
     """
+    def error(row): return .93*row.spread/math.sqrt(row.rounds) # of a median, from the distance between the quartiles
+
     lines = []
     for case in cases(table, 'mixing'):
         rows = figures(table, 'mixing', case)
         for method, per in GROUPS:
             offers = group(rows, method, per)
-            own = offers[(offers.library == 'fastmix') & (offers.kind == 'callback')].value.iloc[0]
+            mine = offers[(offers.library == 'fastmix') & (offers.kind == 'callback')].iloc[0]
+            own = mine.value
             peers = offers[offers.library != 'fastmix'].sort_values('value')
             line = dict(case=case, method=method, per=per, fastmix=own, peer='', value=float('nan'), ahead='')
             if len(peers):
                 best = peers.iloc[0]
-                who = 'level' if abs(own/best.value - 1) <= .03 else 'fastmix' if own < best.value else best.library
+                who = 'level' if abs(own/best.value - 1) <= max(.03, 2*math.hypot(error(mine), error(best))) else 'fastmix' if own < best.value else best.library
                 line |= dict(peer=f"{best.library} {best['name']}" + (', in place' if best.in_place else ''), value=best.value, ahead=who)
             lines.append(line)
     return pd.DataFrame(lines)

@@ -31,7 +31,7 @@ FULL = dict(cases=CASES, rounds=30, most=22., memory=[CASES[i] for i in (0, 1, 2
 QUICK = dict(cases=[((4, 3, 8, 8), 'float32', 'contiguous'), ((4, 3, 8, 8), 'bfloat16', 'channels_last'), ((4, 1, 4, 8, 8), 'float32', 'contiguous')],
              rounds=3, most=2., memory=[((64, 3, 128, 128), 'float32', 'contiguous')], steps=((8, 3, 8, 8), 2, 3), python=3,
              losses={'classes': ((8, 10), 3), 'segmentation': ((2, 3, 8, 8), 3)}, sizes=([2, 4], 8, 2, [8, 16], 3))
-COLUMNS = ['section', 'case', 'library', 'name', 'kind', 'method', 'per', 'in_place', 'value', 'unit', 'ms', 'spread', 'load', 'others', 'note']
+COLUMNS = ['section', 'case', 'library', 'name', 'kind', 'method', 'per', 'in_place', 'value', 'unit', 'ms', 'spread', 'rounds', 'load', 'others', 'note']
 
 
 def title(shape, dtype, layout): return f"{'×'.join(map(str, shape))} {dtype}" + ('' if layout == 'contiguous' else f', {layout}')
@@ -55,7 +55,7 @@ class Run:
         medians = {name: statistics.median(times) for name, times in best.times.items()}
         for name, (description, _) in calls.items():
             self.add(section, case, **description, value=medians[name]/medians[base], unit=unit, ms=1e3*medians[name],
-                     spread=spread(best.times[name]), load=best.load, others=best.others)
+                     spread=spread(best.times[name]), rounds=len(best.times[name]), load=best.load, others=best.others)
         print(f'  {section}, {case}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, '
               f'yardstick {1e3*medians[base]:.3g} ms ± {best.spread/2:.0%}, {len(best.times[base])} rounds, attempt {best.attempts}', flush=True)
         return best, medians
@@ -131,7 +131,7 @@ def python_time(run, rounds):
             median = {name: 1e6*statistics.median(times)/steps.IN_A_ROW for name, times in best.times.items()}
             for name, (description, _) in calls.items():
                 run.add('python', '64×1×8×8 float32, one thread', **description, value=median[name] - median['torch no callback'], unit='µs',
-                        ms=median[name]/1e3, spread=spread(best.times[name]), load=best.load, others=best.others)
+                        ms=median[name]/1e3, spread=spread(best.times[name]), rounds=len(best.times[name]), load=best.load, others=best.others)
             print(f'  python, {kind}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, attempt {best.attempts}', flush=True)
 
 
@@ -150,7 +150,7 @@ def sizes(run, batches, side, n, sides, rounds):
         median = {name: statistics.median(times) for name, times in best.times.items()}
         for (case, name), (description, _) in calls.items():
             run.add('size', case, **{**description, 'kind': what}, value=median[case, name]/median[case, 'clone'], unit='clone', ms=1e3*median[case, name],
-                    spread=spread(best.times[case, name]), load=best.load, others=best.others, note='' if kept else 'memory not kept: this C library cannot be told so')
+                    spread=spread(best.times[case, name]), rounds=len(best.times[case, name]), load=best.load, others=best.others, note='' if kept else 'memory not kept: this C library cannot be told so')
         print(f'  size, {what}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, attempt {best.attempts}', flush=True)
 
 

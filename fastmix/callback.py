@@ -41,7 +41,7 @@ def is_spatial(
     target = _plain(target)
     d, extra = len(size), target.ndim - 1 - len(size)
     fits = target.ndim > d and all(a and a % b == 0 for a, b in zip(target.shape[-d:], size))
-    if target.is_floating_point(): return extra == 1 or (extra == 0 and d > 1 and fits)
+    if target.is_floating_point() or target.is_complex(): return extra == 1 or (extra == 0 and d > 1 and fits)
     return (extra == 0 and (d > 1 or fits)) or (extra == 1 and target.shape[1] == 1)
 
 # %% ../nbs/02_callback.ipynb #4d241b51
@@ -64,12 +64,16 @@ def _nested(f, o):
 
 def _blends(t): return t.is_floating_point() or t.is_complex()
 
+def _has_places(t, size):
+    "Is `t` an input with these spatial dimensions, with channels or without?"
+    return t.ndim == 2+len(size) or (t.ndim == 1+len(size) > 2 and t.shape[1:] == size)
+
 def mix_inputs(
     mix:Mix, # The mix of the batch
     xb:tuple, # Inputs: tensors, or tuples, lists and dictionaries of them
 ) -> tuple:
     "The same mix on every input. One without the spatial dimensions that a mix refers to, a vector beside an image, is blended"
-    def one(t): return mix(t) if mix.size and t.ndim == 2+len(mix.size) else mix.blend(t)
+    def one(t): return mix(t) if mix.size and _has_places(t, mix.size) else mix.blend(t)
     return _nested(partial(_plainly, one), tuple(xb))
 
 def mix_targets(
@@ -84,7 +88,7 @@ def mix_targets(
         plain = _plain(y)
         mix.check(plain)
         pasted = mix.size is not None and is_spatial(y, mix.size)
-        weighted.append(not (pasted or plain.is_floating_point()))
+        weighted.append(not (pasted or _blends(plain)))
         targets.append(y if weighted[-1] else _plainly(mix if pasted else mix.blend, y))
     return tuple(targets), tuple(weighted)
 
@@ -177,17 +181,19 @@ class LayerMix:
     def __reduce__(self): return getattr, (nullcontext(), '__exit__') # takes any arguments and returns None
 
 # %% ../nbs/02_callback.ipynb #d347fbf9
-_one_batch = getattr(Learner.one_batch, '__wrapped__', Learner.one_batch) # once, also when this module is reloaded
+_one_batch = getattr(Learner.one_batch, '_before_fastmix', Learner.one_batch) # once, also when this module is reloaded
 
 @wraps(_one_batch)
 def _end_mixes(self, i, b):
-    cbs = list(self.cbs)
+    before = [cb for cb in self.cbs if isinstance(cb, Mixer)]
+    if before and self.training: before[0].check_alone(self)
     try: return _one_batch(self, i, b)
     finally:
-        for cb in {*cbs, *self.cbs}: # also one that was removed or added in the middle of the batch
+        for cb in [*before, *self.cbs]: # also one that was removed or added in the middle of the batch
             if isinstance(cb, Mixer): cb.undo()
         if isinstance(self.loss_func, MixLoss): self.loss_func = self.loss_func.restore()
 
+_end_mixes._before_fastmix = _one_batch
 Learner.one_batch = _end_mixes
 
 # %% ../nbs/02_callback.ipynb #6a2f55c3
@@ -228,7 +234,7 @@ class Mixer(Callback):
         if seed is not None and (not isinstance(seed, Integral) or isinstance(seed, bool)): raise TypeError(f"`seed` must be a whole number or None; got {seed!r}")
         if seed is not None and seed < 0: raise ValueError(f"`seed` must not be negative; got {seed}")
         store_attr()
-        self.mix = self.rng = self._switched = self._judged = self._hook = None
+        self.mix = self.rng = self._switched = self._judged = self._verdict = self._hook = self._watched = self._plain = None
         self.weighted = ()
 
     def __call__(self, event_name):
@@ -259,6 +265,13 @@ class Mixer(Callback):
         on = self.start <= done and (done < self.stop or self.stop == 1)
         return self if on and (self.p == 1 or rng.random() < self.p) else None
 
+    def check_alone(self, learn):
+        "Raise a `ValueError` unless this is the only mixer of `learn`, and of no other learner"
+        names = [type(cb).__name__ for cb in learn.cbs if isinstance(cb, (Mixer, MixHandler))]
+        if len(names) > 1: raise ValueError(f"{' and '.join(names)} on one Learner would mix what is mixed already. "
+                                            "To draw one of several for each batch, use `MixChoice`, e.g. `MixChoice(MixUp(), CutMix())`")
+        if self.learn is not learn: raise ValueError(f"this {names[0]} was given to another Learner later, or removed from one that has it twice: give each Learner a mixer of its own")
+
     def prepare(self, learn):
         "Called before each epoch's training: the time to refuse what cannot work"
 
@@ -269,7 +282,7 @@ class Mixer(Callback):
         "Where the next batch is mixed: at the input of the model, unless the method says otherwise"
 
     def input_of(self, xb) -> Tensor:
-        "The input that the mix is drawn for: the smallest one with spatial dimensions, else the first. Raises a `TypeError` for integers"
+        "The input that the mix is drawn for: the smallest one of those with most spatial dimensions, else the first. Raises a `TypeError` for integers"
         inputs = list(_tensors(xb))
         for x in inputs:
             if not _blends(x):
@@ -277,15 +290,13 @@ class Mixer(Callback):
                                 "Convert images to floating point in the loader (fastai's `IntToFloatTensor`); mix codes and ids where the model has made them "
                                 "floating point, with `ManifoldMixUp(layers=...)`")
         spatial = [x for x in inputs if x.ndim > 2]
-        return min((x for x in spatial if x.ndim == spatial[0].ndim), key=lambda x: x.shape[2:].numel()) if spatial else inputs[0]
+        return min((x for x in spatial if x.ndim == max(o.ndim for o in spatial)), key=lambda x: x.shape[2:].numel()) if spatial else inputs[0]
 
 # %% ../nbs/02_callback.ipynb #5796d99b
 @patch
 def before_train(self:Mixer):
     "Refuse a second mixer, and seed the generator the first time"
-    others = [cb for cb in self.learn.cbs if cb is not self and isinstance(cb, (Mixer, MixHandler))]
-    if others: raise ValueError(f"{type(self).__name__} and {type(others[0]).__name__} on one Learner would mix what is mixed already. "
-                                "To draw one of several for each batch, use `MixChoice`, e.g. `MixChoice(MixUp(), CutMix())`")
+    self.check_alone(self.learn)
     self.prepare(self.learn)
     if self.rng is None: self.rng = mix_rng(self.seed)
 
@@ -300,7 +311,7 @@ def before_batch(self:Mixer):
     if mixer is None: return
     place = mixer.place(self.learn, self.rng)
     mix, loss = mixer.draw_mix(x if place else mixer.input_of(self.learn.xb), self.rng), self.learn.loss_func
-    if isinstance(loss, MixLoss): loss = loss.func
+    if isinstance(loss, MixLoss): loss = loss.user_loss
     yb, weighted = mix_targets(mix, self.learn.yb)
     trial = any(weighted) and mix.lam.ndim == 1 and (can := self.per_sample(loss, len(yb))) is not True
     if trial:
@@ -312,7 +323,7 @@ def before_batch(self:Mixer):
     else: self.learn.xb = mix_inputs(mix, self.learn.xb)
     self.mix, self.weighted, self.learn.yb = mix, weighted, yb
     if any(weighted):
-        self._switched = self.learn, MixLoss(loss, mix, weighted, trial)
+        self._switched = self.learn, MixLoss(loss, mix, weighted, trial, watch=mix.lam.ndim == 1 and self._watched is not loss)
         self.learn.loss_func = self._switched[1]
 
 @patch
@@ -326,6 +337,7 @@ def per_sample(self:Mixer,
     n_targets:int, # Number of targets it takes
 ) -> bool|None: # `None`: the coming batch gets one λ, and tells
     "Can `loss` be weighted with one λ per sample? Found out once for each loss"
+    if self._judged is None and self._verdict is not None: self._judged, self._verdict = (loss, self._verdict), None
     if self._judged and self._judged[0] is loss: return self._judged[1]
     return self._judge(loss, weighs_samples(loss, n_targets))
 
@@ -346,8 +358,19 @@ def undo(self:Mixer):
     if learn.loss_func is switched: learn.loss_func = loss
     self._switched = None
     if switched.separable is not None: self._judge(loss, switched.separable)
+    if switched.plain is not None: self._plain = loss, switched.plain if self._plain is None else self._plain[1] & switched.plain
 
-for _event in ('after_batch', 'after_train', 'after_cancel_train', 'after_cancel_epoch', 'after_cancel_fit', 'before_validate'):
+@patch
+def after_train(self:Mixer):
+    "Has the loss left nothing out in this epoch? It need not be watched in the next ones then"
+    self.undo()
+    if self._plain is None: return
+    (self._watched, plain), self._plain = self._plain, None
+    if plain or not self._judged: return
+    self._judge(self._watched, False)
+    warnings.warn(f"{type(self).__name__}: in this epoch the loss {self._watched!r} has left targets out, and its weighted mean was somewhat off. From now on it is exact")
+
+for _event in ('after_batch', 'after_cancel_train', 'after_cancel_epoch', 'after_cancel_fit', 'before_validate'):
     setattr(Mixer, _event, Mixer.undo)
 
 # %% ../nbs/02_callback.ipynb #7b0a5e7a
@@ -365,8 +388,8 @@ def __deepcopy__(self:Mixer, memo):
 # %% ../nbs/02_callback.ipynb #b5d151b5
 @patch
 def state_dict(self:Mixer) -> dict: # What `torch.save` can save and `load_state_dict` restores
-    "The state of the generator; of one that has not been used yet, that it has none"
-    return {'rng': self.rng and copy.deepcopy(self.rng.bit_generator.state)}
+    "The state of the generator, `None` where there is none yet; and what has been found out about the loss"
+    return {'rng': self.rng and copy.deepcopy(self.rng.bit_generator.state), 'per_sample': self._judged[1] if self._judged else self._verdict}
 
 @patch
 def load_state_dict(self:Mixer,
@@ -374,6 +397,7 @@ def load_state_dict(self:Mixer,
 ):
     "Go on from `state`. Raises a `ValueError` for what is no state of a mixer"
     if not isinstance(state, dict) or 'rng' not in state: raise ValueError(f"not the state of a mixer, which `state_dict` gives: {state!r}")
+    self._judged, self._verdict = None, state.get('per_sample')
     if state['rng'] is None: self.rng = None; return
     rng = np.random.default_rng()
     rng.bit_generator.state = state['rng']

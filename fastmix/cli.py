@@ -205,6 +205,8 @@ def main(
     options = vars(parser.parse_args(argv))
     for hidden in ('pdb', 'xtra'): options.pop(hidden)
     plt.switch_backend('agg')
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace') # a name that the terminal cannot show is no reason to stop
     if not sys.stdout.isatty(): fastprogress.NO_BAR, fastprogress.ConsoleProgressBar.fill = True, ''
     try: run(**options)
     except OtherResults as e: fail(f'{e} as --out, or add --force')

@@ -47,8 +47,9 @@ from fastcore.imports import noop
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import t as student_t
 
-from . import __version__, show  # noqa: F401 (show gives Learner its show_mix)
+from . import __version__
 from .callback import Mixer, _blends, _tensors
+from .show import _generators # and with `show`, Learner has its show_mix
 
 # %% ../nbs/05_compare.ipynb #3c60525f
 def arm_learner(
@@ -66,9 +67,8 @@ def arm_learner(
     learn.add_cbs(copies)
     for dl in learn.dls.loaders:
         dl.rng = random.Random(seed)
-        for part in (dl, getattr(dl, 'sampler', None), getattr(dl, 'batch_sampler', None)):
-            if isinstance(getattr(part, 'generator', None), torch.Generator): part.generator.manual_seed(seed)
-        if getattr(dl, '_iterator', None) is not None: dl._iterator = None # the workers that torch keeps, with their random state
+        for generator in _generators(dl): generator.manual_seed(seed)
+        if vars(dl).get('_iterator') is not None: dl._iterator = None # the workers that torch keeps, with their random state
     set_seed(seed)
     return learn
 
@@ -257,7 +257,7 @@ class Comparison:
 def _write(path, text):
     "Replace the file `path` in one step, which not even a power cut divides"
     new = path.with_name(f'.{path.name}.new')
-    with new.open('w', encoding='utf-8', newline='\n') as file:
+    with new.open('w', encoding='utf-8', errors='backslashreplace', newline='\n') as file: # a path may hold bytes that are no text
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -635,9 +635,14 @@ def batch_pictures(self: Comparison) -> dict: # `{arm: figure}`; a text where th
     for arm, mixer in (self.arms or {}).items():
         before = set(plt.get_fignums())
         with no_random(seed, reproducible=False), redirect_stdout(io.StringIO()):
-            try: _show_batch(arm_learner(self.make_learner, mixer, seed))
-            except Exception as e: pictures[arm] = f'No picture: {e}'
-        for number in set(plt.get_fignums()) - before: pictures.setdefault(arm, plt.figure(number))
+            try:
+                _show_batch(arm_learner(self.make_learner, mixer, seed))
+                for number in set(plt.get_fignums()) - before:
+                    plt.figure(number).canvas.draw() # a title that cannot be drawn shows itself here
+                    pictures[arm] = plt.figure(number)
+            except Exception as e:
+                for number in set(plt.get_fignums()) - before: plt.close(number)
+                pictures[arm] = f'No picture: {e}'
     return pictures
 
 def _show_batch(learn):

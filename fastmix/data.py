@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'LabelledImages', 'stratified_split', 'digit_images', 'class_of', 'find_splits', 'read_folder',
-           'folder_images', 'get_images', 'image_dls', 'small_cnn']
+           'fault_of', 'folder_images', 'get_images', 'image_dls', 'small_cnn']
 
 # %% ../nbs/04_data.ipynb #7c1b8027
 import re
@@ -23,6 +23,7 @@ from fastai.vision.core import PILImage, PILImageBW, imagenet_stats
 from fastai.vision.data import ImageBlock
 from fastai.vision.utils import verify_image
 from fastcore.parallel import parallel
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -109,8 +110,12 @@ def read_folder(
     if not folder.is_dir(): raise InputError(f'no such folder: {folder}')
     paths = sorted(path.relative_to(folder) for path in get_image_files(folder))
     if not paths: raise InputError(f'no images in {folder}: {_layouts}')
-    splits, pairs, skipped = find_splits(paths), dict(train=[], valid=[], test=[]), {}
-    for path in paths:
+    splits, pairs, skipped, seen = find_splits(paths), dict(train=[], valid=[], test=[]), {}, set()
+    for path in sorted(paths, key=lambda path: len(path.parts)): # a link that leads to a folder above finds every image again, deeper
+        if (real := (folder/path).resolve()) in seen:
+            skipped[folder/path] = 'a link to another of the images'
+            continue
+        seen.add(real)
         split = splits.get(path.parts[0])
         label = class_of(path.relative_to(path.parts[0]) if split else path)
         if label or split == 'test': pairs[split or 'train'].append((folder/path, label))
@@ -118,6 +123,14 @@ def read_folder(
     return pairs, skipped
 
 # %% ../nbs/04_data.ipynb #89ce69b4
+def fault_of(
+    path: Path, # of an image
+) -> str: # for example `unreadable`; empty where there is none
+    "Why an image cannot be used"
+    if not verify_image(path): return 'unreadable'
+    with Image.open(path) as image: deep = image.mode[0] in 'IF' # which become all white or black as 8 bits
+    return 'more than 8 bits per channel' if deep else ''
+
 def folder_images(
     folder: Path, # as `read_folder` takes it
     seed: int = 42, # of the split where none is given
@@ -126,8 +139,8 @@ def folder_images(
     "The usable images below `folder`; `InputError` where there are none, or fewer than two classes"
     pairs, skipped = read_folder(folder)
     for split in ('train', 'valid'):
-        readable = parallel(verify_image, [path for path, _ in pairs[split]], threadpool=True)
-        skipped |= {path: 'unreadable' for (path, _), ok in zip(pairs[split], readable) if not ok}
+        faults = parallel(fault_of, [path for path, _ in pairs[split]], threadpool=True)
+        skipped |= {path: fault for (path, _), fault in zip(pairs[split], faults) if fault}
         pairs[split] = [pair for pair in pairs[split] if pair[0] not in skipped]
     counts = Counter(label for _, label in pairs['train'])
     left_out = {label: counts[label] for _, label in pairs['train'] + pairs['valid'] if counts[label] < min_images}

@@ -96,8 +96,9 @@ def separable(
         reduced = loss(pred, *own)
         try:
             with NoneReduce(loss) as values: values = [values(pred, *targets) for targets in (own, partner, half)]
-        except (TypeError, ValueError, KeyError, NotImplementedError): return False
-        if any(v.numel() % n for v in values): return False
+        except torch.OutOfMemoryError: raise
+        except Exception: return False # it takes another reduction badly, in whatever way
+        if not all(isinstance(v, Tensor) and v.numel() in (n, own[0].numel()) for v in values): return False
         a, b, c = (v.reshape(n, -1) for v in values)
         close = lambda x, y: torch.allclose(x.float(), y.float(), rtol=1e-3, atol=1e-6, equal_nan=True)
         if close(a[:n//2], b[:n//2]) or close(a[n//2:], b[n//2:]): return None
@@ -119,12 +120,13 @@ class MixLoss:
         mix:Mix, # The mix of the batch that is under way
         weighted:tuple, # For each target: is it weighted here (`True`), or was it mixed itself?
         trial:bool=False, # Find out with the first call whether `func` can be weighted per sample? The answer is in `separable`
+        watch:bool=False, # Look at each call whether the mean of its values is the mean that it returns? A tensor in `plain` says so
     ):
-        vars(self).update(func=func, mix=mix, weighted=weighted, trial=trial, separable=None)
+        vars(self).update(user_loss=func, mix=mix, weighted=weighted, trial=trial, separable=None, watch=watch, plain=None)
 
     def __call__(self, pred, *targets, **kwargs):
         "The loss of `pred`, a mixed batch's output, against `targets`, that batch's own targets"
-        func, mix = partial(self.func, **kwargs) if kwargs else self.func, self.mix
+        func, mix = partial(self.user_loss, **kwargs) if kwargs else self.user_loss, self.mix
         if mix is None: return func(pred, *targets)
         settings = class_settings(func) if len(targets) == 1 else None
         if settings and settings['reduction'] != 'none':
@@ -136,16 +138,23 @@ class MixLoss:
             lam = mix.lam.item()
             return lam*func(pred, *targets) + (1-lam)*func(pred, *partners)
         with NoneReduce(func) as values: own, partner = values(pred, *targets), values(pred, *partners)
-        lam = mix.share(own).repeat_interleave(len(own)//mix.n, 0)
-        return _reduce(lam*own + (1-lam)*partner, reduction_of(func))
+        if own.numel() not in (mix.n, targets[0].numel()) or partner.shape != own.shape:
+            raise ValueError(f"the loss {func!r} gave values of shape {tuple(own.shape)} and {tuple(partner.shape)} for {mix.n} samples with targets of shape {tuple(targets[0].shape)}: "
+                             "one that leaves targets out cannot be weighted with one λ per sample. Give the mixer per='batch'")
+        if self.watch:
+            with torch.no_grad(): plain = torch.isclose(_reduce(own, reduction_of(func)).float(), func(pred, *targets).float(), rtol=.01, atol=1e-4, equal_nan=True).all()
+            vars(self)['plain'] = plain if self.plain is None else self.plain & plain
+        values, partner = own.reshape(mix.n, -1), partner.reshape(mix.n, -1)
+        lam = mix.share(values)
+        return _reduce((lam*values + (1-lam)*partner).view(own.shape), reduction_of(func))
 
-    def __getattr__(self, name): return getattr(self.func, name)
-    def __setattr__(self, name, value): setattr(self.func, name, value)
-    def __delattr__(self, name): delattr(self.func, name)
-    def __repr__(self): return repr(self.func)
-    def __reduce__(self): return noop, (self.func,)
+    def __getattr__(self, name): return getattr(self.user_loss, name)
+    def __setattr__(self, name, value): setattr(self.user_loss, name, value)
+    def __delattr__(self, name): delattr(self.user_loss, name)
+    def __repr__(self): return repr(self.user_loss)
+    def __reduce__(self): return noop, (self.user_loss,)
 
     def restore(self):
-        "End the batch: from here on this is `func`. Returns `func`"
+        "End the batch: from here on this is the user's loss. Returns that"
         vars(self)['mix'] = None
-        return self.func
+        return self.user_loss

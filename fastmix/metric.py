@@ -30,13 +30,13 @@ class MixMetric(AvgMetric):
 
     def accumulate(self, learn):
         "Add the batch that `learn` has just trained or validated on"
-        mixer = next((cb for cb in learn.cbs if isinstance(cb, Mixer)), None)
+        mixer = next((cb for cb in learn.cbs if isinstance(cb, Mixer) and cb.run), None)
         if not (learn.training and mixer and mixer.mix and any(mixer.weighted)): return super().accumulate(learn)
         mix = mixer.mix
         partners = tuple(mix.others(y) if w else y for y, w in zip(learn.yb, mixer.weighted))
-        parts = [slice(None)] if mix.lam.ndim == 0 else [slice(i, i+1) for i in range(mix.n)]
+        total, parts = 0, [slice(None)] if mix.lam.ndim == 0 else [slice(i, i+1) for i in range(mix.n)]
         for part, lam in zip(parts, mix.lam.view(-1).tolist()):
             pred, own, partner = apply(lambda t: t[part], (learn.pred, tuple(learn.yb), partners))
-            value = lam*self.func(pred, *own) + (1-lam)*self.func(pred, *partner)
-            self.total += learn.to_detach(value) * find_bs(own)
+            total = total + (lam*self.func(pred, *own) + (1-lam)*self.func(pred, *partner))*find_bs(own)
+        self.total += learn.to_detach(total/mix.n) * mix.n # once: in distributed training every process must ask as often
         self.count += mix.n

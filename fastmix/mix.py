@@ -55,14 +55,14 @@ class Mix:
                              "its first dimension must be the batch")
 
     def share(self, t:Tensor) -> Tensor:
-        "`lam` on the device of `t`, shaped to multiply it: `(1, …)`, or `(n, 1, …)`. The copy does not wait for the device"
-        return self.lam.to(t.device, non_blocking=True).view(-1, *[1]*(t.ndim-1))
+        "`lam` on the device of `t`, shaped to multiply it: `(1, …)`, or `(n, 1, …)`"
+        return _to(self.lam, t).view(-1, *[1]*(t.ndim-1))
 
     def others(self, t:Tensor) -> Tensor:
         "The partners' rows of `t`, a new tensor"
         self.check(t)
         if self.shift: return t.roll(-self.shift, 0)
-        return t[self.partner.to(t.device, non_blocking=True)]
+        return t[_to(self.partner, t)]
 
     def halves(self):
         "For a rotation: the slices `(own, partner)` that together cover the batch"
@@ -72,6 +72,10 @@ class Mix:
     def first(self) -> 'Mix':
         "This mix with one `lam` for the whole batch, the first sample's"
         raise NotImplementedError(f"{type(self).__name__} must say what it is with one `lam` for the batch")
+
+def _to(own, t, dtype=None):
+    "`own` on the device of `t`. A copy to a CUDA device does not wait for it; elsewhere the memory might be gone by then"
+    return own.to(t.device, dtype, non_blocking=t.device.type == 'cuda')
 
 def _wrong_partner(partner): return f"`partner` must hold, for each of the n samples, an index in 0..n-1; got {partner!r}"
 
@@ -95,7 +99,7 @@ def blend(self:Mix,
     if not (t.is_floating_point() or t.is_complex()):
         raise TypeError(f"a tensor of {t.dtype} has nothing in between to blend to: convert it to floating point first")
     if self.lam.ndim == 0: weight = 1 - self.lam.item()
-    else: weight = torch.from_numpy(1 - self.lam.numpy().reshape(-1, *[1]*(t.ndim-1))).to(t.device, t.dtype, non_blocking=True)
+    else: weight = _to(torch.from_numpy(1 - self.lam.numpy().reshape(-1, *[1]*(t.ndim-1))), t, t.dtype)
     if not self.shift or t.requires_grad or t.numel() < 2**14: return torch.lerp(t, self.others(t), weight)
     out = torch.empty_like(t)
     for own, partner in self.halves():
@@ -167,7 +171,7 @@ class Paste(Mix):
 
     def mask(self, t:Tensor, region:np.ndarray) -> Tensor:
         "Where `region` is, as a bool tensor that broadcasts to `t`"
-        bounds = torch.from_numpy(region.reshape(-1, len(self.size), 2)).to(t.device, non_blocking=True)
+        bounds = _to(torch.from_numpy(region.reshape(-1, len(self.size), 2)), t)
         inside = torch.ones((), dtype=torch.bool, device=t.device)
         for i, size in enumerate(t.shape[t.ndim-len(self.size):]):
             cell = torch.arange(size, device=t.device)

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastai.learner import Learner
 from fastai.torch_core import get_random_states, set_random_states, set_seed, to_cpu
 from fastcore.basics import patch
@@ -30,21 +31,32 @@ from .loss import MixLoss, weighs_samples
 from .mix import Paste, mix_rng
 
 # %% ../nbs/03_show.ipynb #a8b54410
+def _generators(dl):
+    "The generators that a loader of torch has of its own, in any of its parts"
+    batches = getattr(dl, 'batch_sampler', None)
+    found = (getattr(part, 'generator', None) for part in (dl, getattr(dl, 'sampler', None), batches, getattr(batches, 'sampler', None)))
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
 @contextmanager
 def untouched(
     dl, # A `DataLoader`
     seed:int|None=None, # Draw with this seed. `None`: go on from where the generators are
 ):
     "Inside, batches can be drawn from `dl`; afterwards every random generator is as it was"
-    states, rng = get_random_states(), getattr(dl, 'rng', None)
+    states, rng, generators = get_random_states(), getattr(dl, 'rng', None), [(g, g.get_state()) for g in _generators(dl)]
+    workers = vars(dl).get('_iterator') # those that torch keeps from epoch to epoch
     if rng: dl.rng = copy.deepcopy(rng)
+    if workers is not None: dl._iterator = None
     if seed is not None:
         set_seed(seed)
         if rng: dl.rng = random.Random(seed)
+        for g, _ in generators: g.manual_seed(seed)
     try: yield
     finally:
         set_random_states(**states)
         if rng: dl.rng = rng
+        for g, state in generators: g.set_state(state)
+        if '_iterator' in vars(dl): dl._iterator = workers
 
 # %% ../nbs/03_show.ipynb #7e38a9bb
 @contextmanager
@@ -137,7 +149,7 @@ def _mixed(dl, batch, n_inp, mix, n, place=None):
     b.parts, size = [[[_visible(s[:n_inp]) for s in role] for role in samples]], x.shape[1:]
     for j, y in enumerate(yb):
         if not size or not is_spatial(y, size): continue
-        if not y.is_floating_point(): b.mask = j
+        if not y.is_floating_point(): b.mask = j if _fits(y, size) else b.mask
         else: b.parts.append([[s[n_inp+j] if y.ndim > 1+len(size) else s[n_inp+j][None] for s in role] for role in samples])
     b.scales = [_scale([*own, *partner]) for own, partner, _ in b.parts]
     return b
@@ -148,8 +160,12 @@ _tab20 = plt.get_cmap('tab20').colors
 _palette = np.array([*_tab20[::2], *_tab20[1::2], *plt.get_cmap('tab20b').colors, *plt.get_cmap('tab20c').colors])
 
 def _colours(mask, size):
-    "The colours of a mask's classes, `(*size, 3)`"
-    return _palette[mask.as_subclass(Tensor).reshape(size).long().cpu().numpy() % len(_palette)]
+    "The colours of a mask's classes, `(*size, 3)`; of a mask of another size, of the nearest place"
+    codes = mask.as_subclass(Tensor).cpu()
+    codes = codes.reshape(1, 1, *codes.shape[-len(size):]).double()
+    return _palette[F.interpolate(codes, size)[0, 0].long().numpy() % len(_palette)]
+
+def _fits(mask, size): return all(max(a, b) % min(a, b) == 0 for a, b in zip(mask.shape[-len(size):], size))
 
 def _numbers(t):
     t = t.as_subclass(Tensor).detach().cpu()
@@ -158,7 +174,9 @@ def _numbers(t):
 def _scale(images):
     "Which values are black and white in `images`"
     if not _blends(images[0]): return 0., 255.
-    low, high = min(_numbers(t).min().item() for t in images), max(_numbers(t).max().item() for t in images)
+    values = torch.cat([_numbers(t).flatten() for t in images])
+    values = values[values.isfinite()] if values.isfinite().any() else torch.zeros(1)
+    low, high = values.min().item(), values.max().item()
     return (0., 1.) if -.05 <= low and high <= 1.05 else (low, high)
 
 def _draw(ax, t, scale, k=None, mask=None, color='k'):
@@ -288,7 +306,7 @@ def _place(mixer, learn, xb, rng):
 
 def _per_sample(mixer, learn, n_targets):
     "Does the learner's loss take one λ per sample in the next batch?"
-    loss = learn.loss_func.func if isinstance(learn.loss_func, MixLoss) else learn.loss_func
+    loss = learn.loss_func.user_loss if isinstance(learn.loss_func, MixLoss) else learn.loss_func
     if mixer._judged and mixer._judged[0] is loss: return mixer._judged[1]
     return weighs_samples(loss, n_targets)
 
@@ -393,7 +411,7 @@ def show_mixers(
     rng = mix_rng(seed)
     with untouched(_train(dls), seed), torch.no_grad():
         batch, n_inp = _batch(dls)
-        other = next((j for j in range(1, len(batch[0])) if any(not torch.equal(y[0], y[j]) for y in batch[n_inp:])), 1)
+        other = next((j for j in range(1, len(next(_tensors(batch[:n_inp])))) if any(not torch.equal(y[0], y[j]) for y in batch[n_inp:])), 1)
         pair = _nested(lambda t: t[[0, other]], batch)
         cells = [_pair(dls.train, pair, n_inp, mixer, lam, copy.deepcopy(rng)) for mixer in mixers.values() for lam in lams]
     first = cells[0].parts[0][0][0]

@@ -110,6 +110,21 @@ def test_small_classes_are_left_out_of_both_parts(tmp_path):
     assert set(labels(images.valid)) == {'cat', 'dog'}
 
 
+def test_images_of_more_than_eight_bits_are_skipped(tmp_path):
+    save_classes(tmp_path, cat=6, dog=6)
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path/'cat'/'deep.png')
+    Image.fromarray(np.full((8, 8), .5, np.float32)).save(tmp_path/'dog'/'deep.tif')
+    assert folder_images(tmp_path).skipped == {tmp_path/'cat'/'deep.png': 'more than 8 bits per channel', tmp_path/'dog'/'deep.tif': 'more than 8 bits per channel'}
+
+
+def test_a_link_to_a_folder_above_adds_no_images(tmp_path):
+    save_classes(tmp_path, cat=6, dog=6)
+    (tmp_path/'cat'/'again').symlink_to(tmp_path, target_is_directory=True)
+    images = folder_images(tmp_path)
+    assert len(images.train) + len(images.valid) == 12 and set(images.skipped.values()) == {'a link to another of the images'}
+    assert not any('again' in path.parts for path, _ in images.train + images.valid)
+
+
 def test_unreadable_images_are_skipped_and_do_not_count(tmp_path):
     save_classes(tmp_path, cat=6, dog=6, rare=5)
     (tmp_path/'cat'/'text.png').write_text('no image')

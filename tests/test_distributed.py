@@ -14,7 +14,11 @@ def worker(folder):
     import fastai.distributed as distributed
     from fastai.torch_core import set_seed
 
+    from fastai.learner import Recorder
+    from fastai.metrics import accuracy
+
     from fastmix.callback import CutMix, MixChoice, MixUp
+    from fastmix.metric import MixMetric
 
     def broadcast(self, t, rank): # fastai's moves to a GPU first
         t = torch.tensor(t)
@@ -29,6 +33,8 @@ def worker(folder):
         return spy.rows, [p.detach() for p in learn.model.parameters()]
     rank = distributed.rank_distrib()
     torch.save([fit(0), fit(0), fit(1)], Path(folder)/f'{rank}.pt')
+    measured = learner([MixUp(p=.5), Recorder(train_metrics=True)], dls=loaders(samples(72), shuffle=True), metrics=MixMetric(accuracy))
+    with measured.distrib_ctx(): measured.fit(2) # one rank may mix where the other does not: both must gather as often
     torch.distributed.destroy_process_group()
 
 

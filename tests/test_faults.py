@@ -3,6 +3,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from dataclasses import dataclass
 from pickletools import genops
 
 import cloudpickle
@@ -299,3 +300,44 @@ class SafeExport(Callback):
         learn, export, self.export = self.learn, self.export, None
         export()
         for name, value in kept.items(): setattr(learn, name, value)
+
+
+# A mixer where it must not be
+
+def fits(learn, **kwargs):
+    with learn.no_bar(): learn.fit(1, **kwargs)
+
+
+@every_mixer
+def test_a_mixer_that_is_there_twice(mixer):
+    "It would mix twice; and what fastai leaves behind mixes nothing, which is said as well"
+    mixer = mixer()
+    learn = learner(mixer)
+    with pytest.raises(ValueError, match='on one Learner would mix what is mixed already'): fits(learn, cbs=mixer)
+    if mixer.learn is None:
+        with pytest.raises(ValueError, match='give each Learner a mixer of its own'): fits(learn)
+
+
+@every_mixer
+def test_a_mixer_on_two_learners(mixer):
+    mixer = mixer()
+    first, second = learner(mixer), learner(mixer)
+    with pytest.raises(ValueError, match='given to another Learner later'): fits(first)
+    fits(second)
+
+
+def test_a_mixer_added_to_another_in_the_middle_of_an_epoch():
+    class Adds(Callback):
+        def after_batch(self):
+            if not hasattr(self.learn, 'cut_mix'): self.learn.add_cb(CutMix())
+    with pytest.raises(ValueError, match='MixUp and CutMix on one Learner'): fits(learner([MixUp(), Adds()]))
+
+
+def test_callbacks_of_others_need_not_be_hashable():
+    @dataclass
+    class Counts(Callback):
+        n: int = 3
+        def __eq__(self, other): return self is other
+        __hash__ = None
+    fits(learner(Counts()))
+    fits(learner([MixUp(), Counts()]))

@@ -150,6 +150,14 @@ def test_by_another_measure(comparison, tmp_path):
     assert comparison.verdicts('valid_loss')[1] in page.texts
 
 
+def test_a_title_that_cannot_be_drawn_does_not_cost_the_report(make_learner, tmp_path, monkeypatch):
+    comparison = compare(make_learner, {'none': None, 'MixUp': MixUp()}, once, progress=False)
+    before = plt.get_fignums()
+    monkeypatch.setattr(Learner, 'show_mix', lambda *args, **kwargs: plt.subplots()[1].set_title('caf\udce9'))
+    page = page_of(comparison.report(tmp_path, title='caf\udce9'))
+    assert any(text.startswith('No picture: ') for text in page.texts) and 'caf\\udce9' in page.texts and plt.get_fignums() == before
+
+
 def test_a_picture_that_cannot_be_drawn_does_not_cost_the_report(make_learner, tmp_path, monkeypatch):
     comparison = compare(make_learner, {'none': None, 'MixUp': MixUp()}, once, progress=False)
     def broken(*args, **kwargs): raise RuntimeError('no <display>')

@@ -754,3 +754,53 @@ def test_real_pets(data):
     assert all(part[5:] in dls.vocab for ax in show_mix(dls, MixUp()) for part in ax.get_title().replace('\n', ' ').split(' + '))
     grey = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_y=lambda o: o.stem.rsplit('_', 1)[0], splitter=RandomSplitter(seed=0), item_tfms=Resize(96))
     assert pixels(show_mix(grey.dataloaders(files, bs=8, num_workers=0), CutMix())[0]).shape == (96, 96)
+
+
+# What is unusual
+
+@pytest.mark.parametrize('kind', ['generator', 'sampler', 'workers'])
+def test_a_loader_of_torch_is_left_as_it_was(kind):
+    "Its generators, wherever they are, and its workers: the next epoch is the one that would have been"
+    data, generator = list(zip(images(24), torch.arange(24))), torch.Generator()
+    weights = torch.utils.data.WeightedRandomSampler(torch.ones(24), 24, generator=generator)
+    kwargs = dict(generator=dict(shuffle=True, generator=generator), sampler=dict(sampler=weights), workers=dict(shuffle=True, num_workers=1, persistent_workers=True))[kind]
+    dl = torch.utils.data.DataLoader(data, batch_size=8, **kwargs)
+    dls = DataLoaders(dl, dl)
+    def epoch(show):
+        torch.manual_seed(0)
+        generator.manual_seed(0)
+        labels = []
+        for i, (_, y) in enumerate(dl):
+            if show and i == 1: shown.extend(ax.get_title() for _ in range(2) for ax in show_mix(dls, MixUp(), max_n=4, seed=1))
+            labels += y.tolist()
+        return labels
+    list(dl) # the workers are there
+    shown, expected = [], epoch(False)
+    assert epoch(True) == expected and epoch(False) == expected
+    assert shown[:4] == shown[4:], 'the seed does not decide which batch is shown'
+
+
+@pytest.mark.parametrize('mixer', [MixUp(), CutMix(), ManifoldMixUp(['1'])], ids=lambda mixer: type(mixer).__name__)
+@pytest.mark.parametrize('size', [(3, 2), (12, 8), (1, 6, 4), (6, 4)], ids=str)
+def test_masks_of_another_size(mixer, size):
+    "They are laid over the picture all the same; CutMix refuses those that cannot be pasted"
+    masks = torch.randint(0, 3, (8, *size), generator=torch.Generator().manual_seed(0))
+    if isinstance(mixer, CutMix) and size == (3, 2):
+        with pytest.raises(ValueError, match='cannot be pasted'): show_mix(loaders(images(), masks), mixer)
+    else: assert all(len(ax.images) == 2 for ax in show_mix(loaders(images(), masks), mixer, max_n=2).flat if ax.images)
+
+
+def test_a_target_that_is_no_mask_has_no_picture():
+    assert all(len(ax.images) == 1 for ax in show_mix(loaders(images(), torch.zeros(8, 4, 7, dtype=torch.long)), MixUp(), max_n=2))
+
+
+def test_a_pair_of_nested_inputs():
+    vectors, classes = torch.rand(8, 5), torch.tensor([0, 0, 0, 1, 0, 0, 0, 0])
+    dls = DataLoaders(*[torch.utils.data.DataLoader([((x, v), y) for x, v, y in zip(images(), vectors, classes)], batch_size=8)]*2)
+    assert show_mixers(dls, {'MixUp': MixUp()}, lams=[.5])[0, 0].figure.get_suptitle() == 'λ 0 + (1-λ) 1'
+
+
+def test_a_signal_with_gaps():
+    signals = torch.rand(8, 1, 20)
+    signals[:, :, 3] = torch.nan
+    assert len(show_mix(loaders(signals, torch.arange(8)), MixUp(), max_n=2)) == 2

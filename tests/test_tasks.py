@@ -22,10 +22,10 @@ from fastai.vision.all import BBoxBlock, BBoxLblBlock, ImageBlock, MaskBlock, PI
 from torch import nn
 from torch.testing import assert_close
 
-from fastmix.callback import CutMix, MixUp
+from fastmix.callback import CutMix, MixUp, mix_inputs
 from fastmix.loss import MixLoss
-from fastmix.mix import Blend, rotation
-from helpers import Spy, check, learner, linear, loaders, mixed, samples
+from fastmix.mix import Blend, mix_rng, rotation
+from helpers import Spy, check, check_all, learner, linear, loaders, mixed, samples
 
 mixers = {f'{mixer.__name__}, per {per}': partial(mixer, per=per, seed=1) for mixer in (MixUp, CutMix) for per in ('sample', 'batch')}
 every_mixer = pytest.mark.parametrize('mixer', mixers.values(), ids=mixers)
@@ -597,3 +597,115 @@ def test_cross_entropy_by_its_definition(size, partner, settings, dtype):
         switched = MixLoss(loss, mix, (True,))
         assert_close(switched(pred, own), value/norm)
         if not size and dtype == torch.int64: assert torch.autograd.gradgradcheck(lambda p: switched(p, own), (pred,))
+
+
+# Losses that leave targets out, or take another reduction badly
+
+def picks(pred, target, reduction='mean'): return F.cross_entropy(pred[target >= 0], target[target >= 0], reduction=reduction)
+def ignores(pred, target, reduction='mean'): return F.cross_entropy(pred, target, ignore_index=-1, reduction=reduction)
+
+
+def later_left_out(loss, epochs=1):
+    "A fit with a loss that is told of an ignored target only after the first batches"
+    x, y = samples(8*7)
+    y[40:].masked_fill_(torch.arange(16) % 2 == 0, -1)
+    learn = learner([mixer := MixUp(), spy := Spy()], loss_func=loss, dls=loaders((x, y)))
+    with learn.no_bar(): learn.fit(epochs)
+    return mixer, spy
+
+
+def test_a_loss_that_picks_its_targets_says_so():
+    with pytest.raises(ValueError, match=r"leaves targets out cannot be weighted with one λ per sample. Give the mixer per='batch'"): later_left_out(picks)
+
+
+def test_a_loss_with_another_mean_is_found_out():
+    with pytest.warns(UserWarning, match='has left targets out') as warned: mixer, spy = later_left_out(ignores, 3)
+    assert len([w for w in warned if 'has left targets out' in str(w.message)]) == 1
+    assert [row.mix.lam.ndim for row in spy.rows] == [0] + [1]*5 + [0]*12
+    for row in spy.rows[6:]:
+        lam = row.mix.lam
+        assert_close(row.loss, lam*ignores(row.pred, *row.y) + (1-lam)*ignores(row.pred, row.y[0][row.mix.partner]))
+
+
+def test_a_loss_that_leaves_nothing_out_is_watched_for_an_epoch_only():
+    calls = []
+    class Focal(FocalLossFlat):
+        def __call__(self, *args): calls.append(torch.is_grad_enabled()); return super().__call__(*args)
+    learn = learner([MixUp(), spy := Spy()], loss_func=Focal(), dls=loaders(samples(8*4)))
+    with warnings.catch_warnings(), learn.no_bar():
+        warnings.simplefilter('error', UserWarning)
+        learn.fit(1)
+        watched = calls.count(False)
+        learn.fit(2)
+    assert {row.mix.lam.ndim for row in spy.rows[1:]} == {1} and calls.count(False) - watched == 2 # those of validation
+
+
+def by_name(pred, target, reduction='mean'): return getattr(torch, reduction)(F.cross_entropy(pred, target, reduction='none'))
+def gives_nothing(pred, target, reduction='mean'): return F.cross_entropy(pred, target) if reduction == 'mean' else None
+def insists(pred, target, reduction='mean'):
+    assert reduction == 'mean'
+    return F.cross_entropy(pred, target)
+class ReadOnly(nn.Module):
+    @property
+    def reduction(self): return 'mean'
+    def forward(self, pred, target): return F.cross_entropy(pred, target)
+
+
+@pytest.mark.parametrize('loss', [by_name, gives_nothing, insists, ReadOnly()])
+def test_a_loss_that_takes_another_reduction_badly_gets_one_share(loss):
+    learn = learner([MixUp(), spy := Spy()], loss_func=loss)
+    with pytest.warns(UserWarning, match='every batch gets one λ'), learn.no_bar(): learn.fit(1)
+    check_all(spy, 2)
+    assert {row.mix.lam.ndim for row in spy.rows} == {0}
+
+
+def test_values_in_a_row():
+    "The shape of a loss's values does not matter, as long as there is one for each sample"
+    def row(pred, target, reduction='mean'): return F.cross_entropy(pred, target, reduction=reduction)[None] if reduction == 'none' else F.cross_entropy(pred, target)
+    learn = learner([MixUp(), spy := Spy()], loss_func=row, batches=4)
+    with learn.no_bar(): learn.fit(1)
+    check_all(spy, 4)
+    assert {r.mix.lam.ndim for r in spy.rows[1:]} == {1}
+
+
+def test_what_is_inside_a_flattened_loss_can_be_reached():
+    class Weighs(Callback):
+        order = 20 # after a mixer
+        def before_batch(self):
+            if self.training: self.learn.loss_func.func.weight = torch.tensor([1., 5., 2.])
+    learn = learner([MixUp(), Weighs(), spy := Spy()], loss_func=CrossEntropyLossFlat())
+    with learn.no_bar(): learn.fit(1)
+    weight = torch.tensor([1., 5., 2.])
+    for row in spy.rows:
+        value, norm = 0., 0.
+        for y, share in (*row.y, row.mix.lam), (row.y[0][row.mix.partner], 1-row.mix.lam):
+            value, norm = value + (share*F.cross_entropy(row.pred, y, weight, reduction='none')).sum(), norm + (share*weight[y]).sum()
+        assert_close(row.loss, value/norm)
+
+
+# Inputs and targets of unusual kinds
+
+def test_a_complex_image_as_target_is_mixed_like_the_input():
+    x, _ = samples(16)
+    x = torch.complex(x, x.flip(0))
+    learn = learner([CutMix(), spy := Spy()], loss_func=lambda pred, target: (pred - target).abs().mean(), model=nn.Sequential(nn.Identity(), Scale()), dls=loaders((x, x)))
+    with learn.no_bar(): learn.fit(1)
+    assert all(row.mix and row.loss == 0 for row in spy.rows)
+
+
+class Scale(nn.Module):
+    "Leaves everything as it is, and has a parameter"
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(()))
+    def forward(self, x): return x*self.one
+
+
+@pytest.mark.parametrize('first', [True, False], ids=['colour first', 'depth first'])
+def test_an_input_without_channels_is_pasted_in_the_same_place(first):
+    rgb, depth = torch.rand(6, 3, 8, 8), torch.rand(6, 8, 8)
+    mixer, xb = CutMix(seed=1), (rgb, depth) if first else (depth, rgb)
+    mix = mixer.draw_mix(mixer.input_of(xb), mix_rng(1))
+    assert mix.size == (8, 8)
+    colour, distance = mix_inputs(mix, xb)[::1 if first else -1]
+    assert torch.equal(colour, mix(rgb)) and torch.equal(distance, mix(depth[:, None])[:, 0])
