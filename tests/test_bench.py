@@ -142,12 +142,17 @@ def test_who_is_ahead(table):
     def ahead():
         found = report.compared(rows)
         return found[(found.case == case) & (found.method == 'MixUp') & (found.per == 'batch')].ahead.item()
+    rows['spread'], rows['rounds'] = '0.1', '100'
     for name in peers.LIBRARIES: cost(name, '9')
     cost('fastmix', '1.5'), cost('torchvision', '1.2')
     assert ahead() == 'torchvision'
     cost('fastmix', '1.1')
     assert ahead() == 'fastmix'
     cost('fastmix', '1.19')
+    assert ahead() == 'level'
+    cost('fastmix', '1.14')
+    assert ahead() == 'fastmix'
+    rows['spread'] = '0.4' # the medians are known less well than they differ
     assert ahead() == 'level'
 
 

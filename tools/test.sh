@@ -15,4 +15,4 @@ echo "== 3/4 every notebook runs"
 nbdev-test --n-workers 2 --do-print
 
 echo "== 4/4 lessons against the modules, and pytest, with coverage"
-pytest -n 2 --dist loadfile --cov --cov-fail-under="$floor"
+pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-fail-under="$floor"
