@@ -160,6 +160,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'fastmix.loss.MixLoss.__repr__': ('loss.html#mixloss.__repr__', 'fastmix/loss.py'),
                               'fastmix.loss.MixLoss.__setattr__': ('loss.html#mixloss.__setattr__', 'fastmix/loss.py'),
                               'fastmix.loss.MixLoss.restore': ('loss.html#mixloss.restore', 'fastmix/loss.py'),
+                              'fastmix.loss._counts': ('loss.html#_counts', 'fastmix/loss.py'),
                               'fastmix.loss._reduce': ('loss.html#_reduce', 'fastmix/loss.py'),
                               'fastmix.loss.class_loss': ('loss.html#class_loss', 'fastmix/loss.py'),
                               'fastmix.loss.class_settings': ('loss.html#class_settings', 'fastmix/loss.py'),

@@ -98,11 +98,15 @@ def separable(
             with NoneReduce(loss) as values: values = [values(pred, *targets) for targets in (own, partner, half)]
         except torch.OutOfMemoryError: raise
         except Exception: return False # it takes another reduction badly, in whatever way
-        if not all(isinstance(v, Tensor) and v.numel() in (n, own[0].numel()) for v in values): return False
+        if not all(isinstance(v, Tensor) and v.numel() in _counts(pred, own[0], n) for v in values): return False
         a, b, c = (v.reshape(n, -1) for v in values)
         close = lambda x, y: torch.allclose(x.float(), y.float(), rtol=1e-3, atol=1e-6, equal_nan=True)
         if close(a[:n//2], b[:n//2]) or close(a[n//2:], b[n//2:]): return None
         return close(c, torch.cat((a[:n//2], b[n//2:]))) and close(_reduce(values[0], reduction_of(loss)), reduced)
+
+def _counts(pred, target, n):
+    "How many unreduced values there can be: one per sample, per target, or per sample and class"
+    return n, target.numel(), n*pred.shape[1] if isinstance(pred, Tensor) and pred.ndim > 1 else n
 
 def _reduce(values, reduction): return values.mean() if reduction == 'mean' else values.sum() if reduction == 'sum' else values
 
@@ -138,7 +142,7 @@ class MixLoss:
             lam = mix.lam.item()
             return lam*func(pred, *targets) + (1-lam)*func(pred, *partners)
         with NoneReduce(func) as values: own, partner = values(pred, *targets), values(pred, *partners)
-        if own.numel() not in (mix.n, targets[0].numel()) or partner.shape != own.shape:
+        if own.numel() not in _counts(pred, targets[0], mix.n) or partner.shape != own.shape:
             raise ValueError(f"the loss {func!r} gave values of shape {tuple(own.shape)} and {tuple(partner.shape)} for {mix.n} samples with targets of shape {tuple(targets[0].shape)}: "
                              "one that leaves targets out cannot be weighted with one λ per sample. Give the mixer per='batch'")
         if self.watch:
