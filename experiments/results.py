@@ -62,14 +62,11 @@ def summary(settings, what='test accuracy'):
     return table if len(settings) > 1 else table.set_index('arm').rename_axis(None)
 
 
-def called(arm): return 'training without mixing' if arm == 'none' else arm
-
-
 def said(results, metric, arm):
     "What came out for an arm, in words and with its numbers"
-    row = score(results, metric, arm)
+    row, first = score(results, metric, arm), arms_of(results)[0].replace('none', 'training without mixing')
     found = {'better': 'is better than', 'worse': 'is worse than'}.get(row['verdict'], 'cannot be told from')
-    return f"{arm} {found} {called(arms_of(results)[0])}: {points(row)} points, {row['seeds']} seed{'s'[:row['seeds'] != 1]}"
+    return f"{arm} {found} {first}: {points(row)} points, {row['seeds']} seed{'s'[:row['seeds'] != 1]}"
 
 
 def verdicts(settings, at='at'):
@@ -88,13 +85,14 @@ def verdicts(settings, at='at'):
     left = next((i for i, p in enumerate(p_values) if p > .05/(len(p_values)-i)), len(p_values))
     least = p_values[left-1] if left else -1
 
-    def hits(verdict, least=1): return [what for p, v, what in found if v == verdict and p <= least]
-    lines = [f"{len(hits(verdict))} came out {verdict}" + ': '*bool(hits(verdict)) + ', '.join(hits(verdict)) for verdict in ('better', 'worse')]
-    told = len(hits('better') + hits('worse'))
-    text = f"Of the {len(found)} comparisons with training without mixing, " + '; '.join(lines) + f"; {len(found) - told} cannot be told apart with so many seeds."
-    if told < 1: return text
-    kept = hits('better', least) + hits('worse', least)
-    remain = 'all of them remain' if len(kept) == told else 'none of them remains' if not kept else f"there remain{'s'*(len(kept) == 1)} {', '.join(kept)}"
+    told = {verdict: [what for _, v, what in found if v == verdict] for verdict in ('better', 'worse')}
+    n_told = sum(map(len, told.values()))
+    text = (f"Of the {len(found)} comparisons with training without mixing, "
+            + '; '.join(f"{len(hits)} came out {verdict}" + (f": {', '.join(hits)}" if hits else '') for verdict, hits in told.items())
+            + f"; {len(found) - n_told} cannot be told apart with so many seeds.")
+    if not n_told: return text
+    kept = [what for verdict in told for p, v, what in found if v == verdict and p <= least]
+    remain = 'all of them remain' if len(kept) == n_told else 'none of them remains' if not kept else f"there remain{'s'[:len(kept) == 1]} {', '.join(kept)}"
     return f"{text} Where there is no difference, one comparison in twenty finds one all the same. Corrected for their number (Holm), {remain}."
 
 

@@ -32,6 +32,8 @@ from .mix import Blend, Mix, Paste, draw_lam, draw_partner, draw_region, mix_rng
 # %% ../nbs/02_callback.ipynb #23a1b4ef
 def _plain(t): return t if type(t) is Tensor else t.as_subclass(Tensor)
 
+def _blends(t): return t.is_floating_point() or t.is_complex()
+
 def is_spatial(
     target:Tensor, # A target of the batch
     size:tuple, # Spatial size of the input, `(h, w)` for an image
@@ -41,7 +43,7 @@ def is_spatial(
     target = _plain(target)
     d, extra = len(size), target.ndim - 1 - len(size)
     fits = target.ndim > d and all(a and a % b == 0 for a, b in zip(target.shape[-d:], size))
-    if target.is_floating_point() or target.is_complex(): return extra == 1 or (extra == 0 and d > 1 and fits)
+    if _blends(target): return extra == 1 or (extra == 0 and d > 1 and fits)
     return (extra == 0 and (d > 1 or fits)) or (extra == 1 and target.shape[1] == 1)
 
 # %% ../nbs/02_callback.ipynb #4d241b51
@@ -61,8 +63,6 @@ def _nested(f, o):
     if not isinstance(o, (tuple, list)): return o
     values = [_nested(f, v) for v in o]
     return type(o)(*values) if hasattr(o, '_fields') else type(o)(values) # a namedtuple takes them one by one
-
-def _blends(t): return t.is_floating_point() or t.is_complex()
 
 def _has_places(t, size):
     "Is `t` an input with these spatial dimensions, with channels or without?"
@@ -234,7 +234,7 @@ class Mixer(Callback):
         if seed is not None and (not isinstance(seed, Integral) or isinstance(seed, bool)): raise TypeError(f"`seed` must be a whole number or None; got {seed!r}")
         if seed is not None and seed < 0: raise ValueError(f"`seed` must not be negative; got {seed}")
         store_attr()
-        self.mix = self.rng = self._switched = self._judged = self._verdict = self._hook = self._watched = self._plain = None
+        self.mix = self.rng = self._switched = self._judged = self._verdict = self._hook = self._watched = self._exact = None
         self.weighted = ()
 
     def __call__(self, event_name):
@@ -337,9 +337,10 @@ def per_sample(self:Mixer,
     n_targets:int, # Number of targets it takes
 ) -> bool|None: # `None`: the coming batch gets one λ, and tells
     "Can `loss` be weighted with one λ per sample? Found out once for each loss"
-    if self._judged is None and self._verdict is not None: self._judged, self._verdict = (loss, self._verdict), None
     if self._judged and self._judged[0] is loss: return self._judged[1]
-    return self._judge(loss, weighs_samples(loss, n_targets))
+    verdict = weighs_samples(loss, n_targets)
+    if verdict is None: verdict, self._verdict = self._verdict, None # from before a stop
+    return self._judge(loss, verdict)
 
 @patch
 def _judge(self:Mixer, loss, verdict):
@@ -358,15 +359,15 @@ def undo(self:Mixer):
     if learn.loss_func is switched: learn.loss_func = loss
     self._switched = None
     if switched.separable is not None: self._judge(loss, switched.separable)
-    if switched.plain is not None: self._plain = loss, switched.plain if self._plain is None else self._plain[1] & switched.plain
+    if switched.plain is not None: self._exact = loss, switched.plain if self._exact is None else self._exact[1] & switched.plain
 
 @patch
 def after_train(self:Mixer):
     "Has the loss left nothing out in this epoch? It need not be watched in the next ones then"
     self.undo()
-    if self._plain is None: return
-    (self._watched, plain), self._plain = self._plain, None
-    if plain or not self._judged: return
+    if self._exact is None: return
+    (self._watched, exact), self._exact = self._exact, None
+    if exact: return
     self._judge(self._watched, False)
     warnings.warn(f"{type(self).__name__}: in this epoch the loss {self._watched!r} has left targets out, and its weighted mean was somewhat off. From now on it is exact")
 

@@ -138,7 +138,7 @@ def _mixed(dl, batch, n_inp, mix, n, place=None):
     xb, yb = batch[:n_inp], batch[n_inp:]
     targets, weighted = mix_targets(mix, yb)
     b = SimpleNamespace(mix=mix, n=n, n_inp=n_inp, place=place, lam=mix.lam.expand(mix.n).tolist(), mask=None, weighted=weighted,
-                        floating=[y.is_floating_point() for y in yb], parts=[])
+                        floating=[*map(_blends, yb)], parts=[])
     batches = batch, _nested(mix.others, batch), (*(xb if place is not None else mix_inputs(mix, xb)), *targets)
     if _is(dl, 'fastai.tabular.core', 'TabDataLoader'):
         b.own, b.partner = (_rows_of_table(dl, o, n) for o in batches[:2])
@@ -149,8 +149,8 @@ def _mixed(dl, batch, n_inp, mix, n, place=None):
     b.parts, size = [[[_visible(s[:n_inp]) for s in role] for role in samples]], x.shape[1:]
     for j, y in enumerate(yb):
         if not size or not is_spatial(y, size): continue
-        if not y.is_floating_point(): b.mask = j if _fits(y, size) else b.mask
-        else: b.parts.append([[s[n_inp+j] if y.ndim > 1+len(size) else s[n_inp+j][None] for s in role] for role in samples])
+        if _blends(y): b.parts.append([[s[n_inp+j] if y.ndim > 1+len(size) else s[n_inp+j][None] for s in role] for role in samples])
+        elif _fits(y, size): b.mask = j
     b.scales = [_scale([*own, *partner]) for own, partner, _ in b.parts]
     return b
 

@@ -794,6 +794,12 @@ def test_a_target_that_is_no_mask_has_no_picture():
     assert all(len(ax.images) == 1 for ax in show_mix(loaders(images(), torch.zeros(8, 4, 7, dtype=torch.long)), MixUp(), max_n=2))
 
 
+def test_a_complex_image_as_target_is_shown_beside_the_input():
+    target = torch.complex(images(), images().flip(0))
+    axes = show_mix(loaders(images(), target), CutMix(), max_n=2)
+    assert axes.shape == (2, 2) and all(len(ax.images) == 1 for ax in axes.flat)
+
+
 def test_a_pair_of_nested_inputs():
     vectors, classes = torch.rand(8, 5), torch.tensor([0, 0, 0, 1, 0, 0, 0, 0])
     dls = DataLoaders(*[torch.utils.data.DataLoader([((x, v), y) for x, v, y in zip(images(), vectors, classes)], batch_size=8)]*2)

@@ -640,6 +640,19 @@ def test_a_loss_that_leaves_nothing_out_is_watched_for_an_epoch_only():
     assert {row.mix.lam.ndim for row in spy.rows[1:]} == {1} and calls.count(False) - watched == 2 # those of validation
 
 
+@pytest.mark.parametrize('loss, known', [(FocalLossFlat(), True), (CrossEntropyLossFlat(), True), (lambda pred, target: F.cross_entropy(pred, target), False)], ids=['tried', 'known', 'a number'])
+def test_what_is_known_of_a_loss_goes_on_after_a_stop(loss, known):
+    "Also where another loss follows: what was found out by trial stands for one that would have to be tried"
+    learn = learner(before := MixUp(), loss_func=FocalLossFlat(), batches=3)
+    with learn.no_bar(): learn.fit(1)
+    learn = learner([after := MixUp(), spy := Spy()], loss_func=loss)
+    after.load_state_dict(before.state_dict())
+    with warnings.catch_warnings(), learn.no_bar():
+        warnings.simplefilter('ignore')
+        learn.fit(1)
+    assert [row.mix.lam.ndim for row in spy.rows] == [int(known)]*2
+
+
 def by_name(pred, target, reduction='mean'): return getattr(torch, reduction)(F.cross_entropy(pred, target, reduction='none'))
 def gives_nothing(pred, target, reduction='mean'): return F.cross_entropy(pred, target) if reduction == 'mean' else None
 def insists(pred, target, reduction='mean'):
