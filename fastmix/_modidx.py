@@ -189,6 +189,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'fastmix.mix.Paste.first': ('mix.html#paste.first', 'fastmix/mix.py'),
                              'fastmix.mix.Paste.mask': ('mix.html#paste.mask', 'fastmix/mix.py'),
                              'fastmix.mix.Paste.scale': ('mix.html#paste.scale', 'fastmix/mix.py'),
+                             'fastmix.mix._bits': ('mix.html#_bits', 'fastmix/mix.py'),
                              'fastmix.mix._cells': ('mix.html#_cells', 'fastmix/mix.py'),
                              'fastmix.mix._rotation': ('mix.html#_rotation', 'fastmix/mix.py'),
                              'fastmix.mix._to': ('mix.html#_to', 'fastmix/mix.py'),

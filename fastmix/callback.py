@@ -12,6 +12,7 @@ __all__ = ['is_spatial', 'mix_inputs', 'mix_targets', 'unwrap', 'from_codes', 'm
 
 # %% ../nbs/02_callback.ipynb #5cace6dc
 import copy, math, sys, warnings
+from bisect import bisect
 from contextlib import nullcontext
 from functools import partial, wraps
 from numbers import Integral, Real
@@ -42,7 +43,8 @@ def is_spatial(
     if isinstance(target, TensorImageBase): return True
     target = _plain(target)
     d, extra = len(size), target.ndim - 1 - len(size)
-    fits = target.ndim > d and all(a and a % b == 0 for a, b in zip(target.shape[-d:], size))
+    if extra < 0: return False
+    fits = all(a and a % b == 0 for a, b in zip(target.shape[-d:], size))
     if _blends(target): return extra == 1 or (extra == 0 and d > 1 and fits)
     return (extra == 0 and (d > 1 or fits)) or (extra == 1 and target.shape[1] == 1)
 
@@ -243,6 +245,7 @@ class Mixer(Callback):
         if self.learn is not None and mine: return super().__call__(event_name)
 
     __setattr__ = object.__setattr__
+    training = property(lambda self: self.learn.training) # fastai asks at each event, and would find it by way of an error
 
     def draw(self,
         x:Tensor, # An input of the batch, `(n, c, *size)`
@@ -305,7 +308,7 @@ def before_batch(self:Mixer):
     "Draw a mix, rewrite the inputs and targets, and have the loss weighted for targets that are not mixed"
     self.mix, x = None, next(_tensors(self.learn.xb), None)
     if x is None or x.ndim == 0: raise TypeError(f"{type(self).__name__} found no input with a batch dimension in {[type(o).__name__ for o in self.learn.xb]}")
-    if len(x) < 2: return
+    if x.shape[0] < 2: return
     if self.rng is None: self.rng = mix_rng(self.seed)
     mixer = self.pick(round(getattr(self.learn, 'pct_train', 0.), 9), self.rng)
     if mixer is None: return
@@ -499,7 +502,8 @@ class MixChoice(Mixer):
         share = np.ones(len(mixers)) if weights is None else np.asarray(weights, dtype=float)
         if share.shape != (len(mixers),) or not np.isfinite(share).all() or (share < 0).any() or share.sum() == 0:
             raise ValueError(f"`weights` must be {len(mixers)} numbers from 0 up, one per mixer and not all 0; got {weights!r}")
-        self.share = share/share.sum()
+        upto = (share/share.sum()).cumsum()
+        self._upto = (upto/upto[-1]).tolist()
         store_attr('mixers,weights,p,start,stop,seed')
 
     def prepare(self, learn):
@@ -507,4 +511,4 @@ class MixChoice(Mixer):
 
     def pick(self, done, rng):
         if super().pick(done, rng) is None: return None
-        return self.mixers[rng.choice(len(self.mixers), p=self.share)].pick(done, rng)
+        return self.mixers[bisect(self._upto, rng.random())].pick(done, rng)

@@ -13,6 +13,7 @@ __all__ = ['Mix', 'rotation', 'Blend', 'Paste', 'draw_lam', 'draw_partner', 'dra
 import hashlib, math, os
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -120,6 +121,8 @@ class Blend(Mix):
 # %% ../nbs/00_mix.ipynb #959e3935
 _integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64} # by bytes, for NumPy, which has no bfloat16
 
+def _bits(t): return t.view(_integers[t.element_size()]).numpy()
+
 def _cells(sides): return ..., *[slice(first, end) for first, end in sides]
 
 class Paste(Mix):
@@ -155,14 +158,13 @@ class Paste(Mix):
         "Mix `t`. Raises a `ValueError` for another batch size, or a size that does not fit"
         region = self.region * self.scale(t)
         if not self.shift or t.requires_grad: return torch.where(self.mask(t, region), self.others(t), t)
-        if region.ndim == 2:
-            out, cells = t.clone(), _cells(region.tolist())
-            for own, partner in self.halves(): out[(own, *cells)] = t[(partner, *cells)]
-        elif t.device.type == 'cpu' and t.element_size() in _integers:
+        one, by_numpy = region.ndim == 2, t.is_cpu and t.element_size() in _integers
+        if one or by_numpy:
+            t = t.resolve_conj().resolve_neg() # of which NumPy knows nothing
             out = t.clone()
-            to, source = (o.detach().view(_integers[o.element_size()]).numpy() for o in (out, t))
-            for own, (partner, sides) in enumerate(zip(_rotation(self.n, self.shift).tolist(), region.tolist())):
-                cells = _cells(sides)
+            to, source = map(_bits, (out, t)) if by_numpy and (not one or t.numel() < 2**14) else (out, t)
+            rows = self.halves() if one else enumerate(_rotation(self.n, self.shift).tolist())
+            for (own, partner), cells in zip(rows, repeat(_cells(region.tolist())) if one else map(_cells, region.tolist())):
                 to[(own, *cells)] = source[(partner, *cells)]
         else:
             out, mask = torch.empty_like(t), self.mask(t, region)

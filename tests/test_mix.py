@@ -103,6 +103,15 @@ def test_blend_complex(dtype):
     torch.testing.assert_close(Blend([.25, .5, 1.], [1, 2, 0])(t), torch.stack([.25*t[0] + .75*t[1], .5*t[1] + .5*t[2], t[2]]))
 
 
+@pytest.mark.parametrize('view', [torch.conj, lambda t: t.conj().imag, lambda t: t.real], ids=['conjugate', 'negative', 'every second number'])
+@pytest.mark.parametrize('per_sample', [False, True])
+def test_paste_of_views(view, per_sample):
+    t = view(torch.randn(4, 3, 8, 8, dtype=torch.complex64))
+    mix = Paste(regions(4, (8, 8), 1., per_sample, np.random.default_rng(0)), (8, 8), rotation(4, 1))
+    assert torch.equal(mix(t), mix(t.clone(memory_format=torch.contiguous_format).resolve_conj().resolve_neg()))
+    assert not torch.equal(mix(t), t)
+
+
 @pytest.mark.parametrize('path', ['rotation', 'index'])
 @pytest.mark.parametrize('per_sample', [False, True])
 def test_gradients(path, per_sample):
