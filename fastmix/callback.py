@@ -11,8 +11,9 @@ __all__ = ['is_spatial', 'mix_inputs', 'mix_targets', 'unwrap', 'from_codes', 'm
            'MixUp', 'CutMix', 'ManifoldMixUp', 'MixChoice']
 
 # %% ../nbs/02_callback.ipynb #5cace6dc
-import copy, math, sys, warnings
+import copy, copyreg, math, sys, warnings
 from bisect import bisect
+from collections.abc import MutableMapping
 from contextlib import nullcontext
 from functools import partial, wraps
 from numbers import Integral, Real
@@ -46,7 +47,7 @@ def is_spatial(
     if extra < 0: return False
     fits = all(a and a % b == 0 for a, b in zip(target.shape[-d:], size))
     if _blends(target): return extra == 1 or (extra == 0 and d > 1 and fits)
-    return (extra == 0 and (d > 1 or fits)) or (extra == 1 and target.shape[1] == 1)
+    return (extra == 0 and (d > 1 or fits)) or (extra == 1 and (fits or target.shape[1] == 1))
 
 # %% ../nbs/02_callback.ipynb #4d241b51
 def _plainly(f, t): return f(t) if type(t) is Tensor else retain_type(f(_plain(t)), t)
@@ -56,12 +57,15 @@ def _tensors(batch):
     for o in batch:
         if isinstance(o, Tensor): yield _plain(o)
         elif isinstance(o, (tuple, list)): yield from _tensors(o)
-        elif isinstance(o, dict): yield from _tensors(o.values())
+        elif isinstance(o, MutableMapping): yield from _tensors(o.values())
 
 def _nested(f, o):
     "`o` with `f` of every tensor in it"
     if isinstance(o, Tensor): return f(o)
-    if isinstance(o, dict): return type(o)({k: _nested(f, v) for k, v in o.items()})
+    if isinstance(o, MutableMapping):
+        new = copy.copy(o) # of whatever kind
+        new.update({k: _nested(f, v) for k, v in o.items()})
+        return new
     if not isinstance(o, (tuple, list)): return o
     values = [_nested(f, v) for v in o]
     return type(o)(*values) if hasattr(o, '_fields') else type(o)(values) # a namedtuple takes them one by one
@@ -278,6 +282,9 @@ class Mixer(Callback):
     def prepare(self, learn):
         "Called before each epoch's training: the time to refuse what cannot work"
 
+    def forget(self):
+        "Called after a fit: let go of what belongs to the model"
+
     def place(self,
         learn, # The `Learner`
         rng:np.random.Generator,
@@ -326,7 +333,7 @@ def before_batch(self:Mixer):
     else: self.learn.xb = mix_inputs(mix, self.learn.xb)
     self.mix, self.weighted, self.learn.yb = mix, weighted, yb
     if any(weighted):
-        self._switched = self.learn, MixLoss(loss, mix, weighted, trial, watch=mix.lam.ndim == 1 and self._watched is not loss)
+        self._switched = self.learn, MixLoss(loss, mix, weighted, trial, watch=mix.lam.ndim == 1 and self._watched is not loss, inputs=() if place else self.learn.xb)
         self.learn.loss_func = self._switched[1]
 
 @patch
@@ -358,7 +365,7 @@ def undo(self:Mixer):
     self._hook = None
     if not self._switched: return
     learn, switched = self._switched
-    loss = switched.restore()
+    loss, self.weighted = switched.restore(), switched.weighted
     if learn.loss_func is switched: learn.loss_func = loss
     self._switched = None
     if switched.separable is not None: self._judge(loss, switched.separable)
@@ -374,14 +381,18 @@ def after_train(self:Mixer):
     self._judge(self._watched, False)
     warnings.warn(f"{type(self).__name__}: in this epoch the loss {self._watched!r} has left targets out, and its weighted mean was somewhat off. From now on it is exact")
 
+@patch
+def after_fit(self:Mixer): self.forget()
+
 for _event in ('after_batch', 'after_cancel_train', 'after_cancel_epoch', 'after_cancel_fit', 'before_validate'):
     setattr(Mixer, _event, Mixer.undo)
 
 # %% ../nbs/02_callback.ipynb #7b0a5e7a
 @patch
 def __reduce_ex__(self:Mixer, protocol):
-    if self.learn is None: return super(Mixer, self).__reduce_ex__(protocol)
-    return Callback, (), {'learn': self.learn}
+    if self.learn: return Callback, (), {'learn': self.learn}
+    unused = dict.fromkeys(('mix', '_judged', '_watched', '_exact'))
+    return copyreg.__newobj__, (type(self),), vars(self) | unused | {'_verdict': self.state_dict()['per_sample']}
 
 @patch
 def __deepcopy__(self:Mixer, memo):
@@ -474,6 +485,8 @@ class ManifoldMixUp(Mixer):
 
     def prepare(self, learn): self._found = find_layers(learn.model, self.layers)
 
+    def forget(self): self._found = None
+
     def place(self, learn, rng):
         if self._found is None: self.prepare(learn)
         return self._found[rng.integers(len(self._found))]
@@ -508,6 +521,9 @@ class MixChoice(Mixer):
 
     def prepare(self, learn):
         for m in self.mixers: m.prepare(learn)
+
+    def forget(self):
+        for m in self.mixers: m.forget()
 
     def pick(self, done, rng):
         if super().pick(done, rng) is None: return None

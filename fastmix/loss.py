@@ -59,9 +59,10 @@ def class_loss(
     "Cross entropy against own and partner, each weighted by its share and its class weight, over the sum of those weights"
     axis, flat = 1, noop
     if isinstance(loss, BaseLoss):
+        if not loss.flatten and pred.ndim > 2: return None
         axis = loss.axis % pred.ndim
         if (pred.ndim > 4 and axis != pred.ndim-1) or pred[(slice(None),)*axis + (0,)].shape != own.shape:
-            if not (loss.flatten and loss.is_2d): return None
+            if not loss.is_2d: return None
             pred, axis = loss._contiguous(pred), 1
             pred, flat = pred.view(-1, pred.shape[-1]), lambda o: loss._contiguous(o).reshape(-1)
     if pred.ndim < 2 or pred.shape[:axis] + pred.shape[axis+1:] != flat(own).shape: return None
@@ -125,8 +126,9 @@ class MixLoss:
         weighted:tuple, # For each target: is it weighted here (`True`), or was it mixed itself?
         trial:bool=False, # Find out with the first call whether `func` can be weighted per sample? The answer is in `separable`
         watch:bool=False, # Look at each call whether the mean of its values is the mean that it returns? A tensor in `plain` says so
+        inputs:tuple=(), # The mixed inputs: one that is given as target, as for an autoencoder, is not weighted
     ):
-        vars(self).update(user_loss=func, mix=mix, weighted=weighted, trial=trial, separable=None, watch=watch, plain=None)
+        vars(self).update(user_loss=func, mix=mix, weighted=weighted, trial=trial, separable=None, watch=watch, plain=None, inputs=inputs)
 
     def __call__(self, pred, *targets, **kwargs):
         "The loss of `pred`, a mixed batch's output, against `targets`, that batch's own targets"
@@ -136,12 +138,16 @@ class MixLoss:
         if settings and settings['reduction'] != 'none':
             loss = class_loss(func, settings, pred, targets[0], mix)
             if loss is not None: return loss
+        if len(targets) > len(self.weighted):
+            raise ValueError(f'the loss is given {len(targets)} targets, and there were {len(self.weighted)} when the batch was mixed: add them before that, in the `before_batch` of a callback with an order below 8')
+        vars(self)['weighted'] = tuple(w and not self.is_input(t) for t, w in zip(targets, self.weighted))
         partners = tuple(mix.others(t) if w else t for t, w in zip(targets, self.weighted))
         if self.trial: vars(self).update(trial=False, separable=separable(func, pred, targets, partners, mix.n))
         if mix.lam.ndim == 0:
             lam = mix.lam.item()
             return lam*func(pred, *targets) + (1-lam)*func(pred, *partners)
-        with NoneReduce(func) as values: own, partner = values(pred, *targets), values(pred, *partners)
+        bare, given = (self.user_loss, kwargs) if hasattr(self.user_loss, 'reduction') else (func, {})
+        with NoneReduce(bare) as values: own, partner = values(pred, *targets, **given), values(pred, *partners, **given)
         if own.numel() not in _counts(pred, targets[0], mix.n) or partner.shape != own.shape:
             raise ValueError(f"the loss {func!r} gave values of shape {tuple(own.shape)} and {tuple(partner.shape)} for {mix.n} samples with targets of shape {tuple(targets[0].shape)}: "
                              "one that leaves targets out cannot be weighted with one λ per sample. Give the mixer per='batch'")
@@ -158,7 +164,11 @@ class MixLoss:
     def __repr__(self): return repr(self.user_loss)
     def __reduce__(self): return noop, (self.user_loss,)
 
+    def is_input(self, target):
+        "Has a callback made an input, which is mixed, the target?"
+        return target.is_floating_point() and any(isinstance(x, Tensor) and x.shape == target.shape and x.data_ptr() == target.data_ptr() for x in self.inputs)
+
     def restore(self):
         "End the batch: from here on this is the user's loss. Returns that"
-        vars(self)['mix'] = None
+        vars(self).update(mix=None, inputs=())
         return self.user_loss

@@ -8,6 +8,8 @@ With `Recorder(train_metrics=True)` fastai also evaluates the metrics on the tra
 __all__ = ['MixMetric']
 
 # %% ../nbs/07_metric.ipynb #c65a7101
+import copy
+
 from fastai.learner import AvgMetric, Metric
 from fastai.torch_core import apply, find_bs
 
@@ -40,3 +42,10 @@ class MixMetric(AvgMetric):
             total = total + (lam*self.func(pred, *own) + (1-lam)*self.func(pred, *partner))*find_bs(own)
         self.total += learn.to_detach(total/mix.n) * mix.n # once: in distributed training every process must ask as often
         self.count += mix.n
+
+    def __reduce_ex__(self, protocol): return AvgMetric, (self.func,), vars(self) # exported, where fastmix need not be installed
+
+    def __deepcopy__(self, memo):
+        new = memo[id(self)] = type(self)(copy.deepcopy(self.func, memo))
+        vars(new).update(copy.deepcopy(vars(self), memo))
+        return new

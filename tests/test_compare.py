@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelTrainException
+from fastai.callback.mixup import MixUp as FastaisMixUp
 from fastai.callback.schedule import lr_find  # noqa: F401 patches Learner
 from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from fastai.data.core import DataLoaders
@@ -288,8 +289,32 @@ def test_names_must_be_their_own(make_learner):
         with pytest.raises(ValueError, match='each arm needs a name of its own'): quietly(make_learner, arms, once)
     metrics = [partial(top_k_accuracy, k=1), partial(top_k_accuracy, k=2)]
     with pytest.raises(ValueError, match='each metric needs a name of its own'): quietly(lambda: make_learner(metrics=metrics), two_arms, once)
-    with pytest.raises(AllRunsFailed, match='evaluate must not return what the results hold already: seed'):
-        quietly(make_learner, two_arms, once, evaluate=lambda learn: {'seed': 1})
+    def verdict(pred, y): return accuracy(pred, y)
+    with pytest.raises(ValueError, match='something else under the names of these metrics: verdict'): quietly(lambda: make_learner(metrics=verdict), two_arms, once)
+    for name in ('seed', 'seeds', 'difference', 'accuracy_sd'):
+        with pytest.raises(AllRunsFailed, match=f'evaluate must not return what the results hold already: {name}'):
+            quietly(make_learner, two_arms, once, evaluate=lambda learn: {name: 1})
+
+
+@pytest.mark.parametrize('arms, message', [([MixUp()], 'arms must be a dictionary'), ({'m': 'mixup'}, "the arm 'm' must be None, a mixer.*got 'mixup'"),
+                                           ({'none': None, 'f': once}, "the arm 'f' must be"), ({'none': None, 'l': [MixUp(), 3]}, "the arm 'l' must be.*got 3")])
+def test_what_is_no_arm(make_learner, arms, message):
+    with pytest.raises(TypeError, match=message): quietly(make_learner, arms, once)
+
+
+def test_names_of_measures_become_texts_and_keep_their_values(make_learner, tmp_path):
+    "Also `epoch`, which is a whole number in the other table"
+    def measure(seeds): return quietly(make_learner, dict(none=None), once, seeds=seeds, folder=tmp_path, evaluate=lambda learn: {1: .5, 'epoch': 3.5})
+    first, both = measure(1), measure(2)
+    assert both.measures == ['train_loss', 'valid_loss', 'accuracy', '1', 'epoch'] and list(both.runs['1']) == [.5]*2 and list(both.runs.epoch) == [3.5]*2
+    assert first.runs.equals(both.runs[:1]) and '3.5000' in str(both)
+
+
+def test_a_mixer_that_make_learner_shares_begins_anew(make_learner):
+    mixer = MixUp()
+    one, other = (curves.drop(columns='arm').reset_index(drop=True) for _, curves in
+                  quietly(lambda: make_learner(cbs=mixer), {'one': None, 'other': None}, once).curves.groupby('arm'))
+    assert one.equals(other)
 
 
 def test_evaluate_adds_columns_or_replaces_them(make_learner):
@@ -305,6 +330,18 @@ def test_names_of_arms_become_texts(make_learner):
 
 
 # ---- runs that fail
+
+def test_an_arm_whose_learner_cannot_be_made_fails_alone(make_learner, tmp_path):
+    calls = []
+    def make():
+        calls.append(1)
+        if len(calls) == 3: raise torch.OutOfMemoryError('no memory')
+        return make_learner()
+    arms = {'none': None, 'first': MixUp(), 'second': MixUp()}
+    comparison = quietly(make, arms, once, folder=tmp_path)
+    assert list(comparison.runs.status) == ['finished', 'failed: OutOfMemoryError: no memory', 'finished']
+    again = quietly(make, arms, once, seeds=2, folder=tmp_path)
+    assert len(calls) == 8 and list(again.runs.status[:3]) == list(comparison.runs.status) and len(again.finished) == 5
 
 def test_a_failed_run_is_recorded_and_the_others_go_on(make_learner, tmp_path):
     arms = {'fails': Fail(), 'diverges': Diverge(), 'none': None}
@@ -435,6 +472,13 @@ def test_texts_of_arms():
     assert ' at 0x' not in arm_text(Fail(object()))
 
 
+def test_a_callback_that_does_not_keep_its_arguments_is_told_by_what_it_holds():
+    class Renames(Callback):
+        def __init__(self, alpha): self.a = alpha
+    for one, again, other in ([make(a) for a in (.2, .2, .9)] for make in (Renames, FastaisMixUp, lambda a: Renames([torch.tensor([a])]), lambda a: Renames({'a': a}))):
+        assert arm_text(one) == arm_text(again) != arm_text(other)
+
+
 @pytest.mark.parametrize('change', [dict(metrics=error_rate), dict(lr=.1), dict(wd=.1), dict(cbs=Watch()), dict(opt_func=SGD),
                                     dict(loss_func=nn.CrossEntropyLoss()), dict(loss_func=CrossEntropyLossFlat(label_smoothing=.1)),
                                     dict(loss_func=CrossEntropyLossFlat(weight=torch.tensor([1., 2., 3.])))])
@@ -456,6 +500,21 @@ def test_settings_of_losses_and_metrics():
     assert [loss_text(loss) for loss in (CrossEntropyLossFlat(), nn.CrossEntropyLoss(), F.cross_entropy)] == ['CrossEntropyLossFlat', 'CrossEntropyLoss', 'cross_entropy']
     assert loss_text(CrossEntropyLossFlat(weight=torch.tensor([1., 2.]))) == 'CrossEntropyLossFlat weight=[1.0, 2.0]'
     assert metric_text(AvgMetric(accuracy)) == 'accuracy' and metric_text(AvgMetric(partial(top_k_accuracy, k=2))) == 'top_k_accuracy k=2'
+
+
+def test_settings_tell_losses_of_ones_own_apart(make_learner):
+    def made(scale): return lambda pred, y: scale*F.cross_entropy(pred, y)
+    texts = [loss_text(loss) for loss in (made(1.), made(2.), lambda pred, y: F.cross_entropy(pred, y, label_smoothing=.1), lambda pred, y: F.cross_entropy(pred, y, label_smoothing=.2))]
+    assert len({*texts}) == 4 and loss_text(made(1.)) == texts[0]
+
+
+def test_settings_tell_layers_and_batches_apart():
+    def make(drop=.1, bs=8):
+        dl = TorchDataLoader(pairs(24), bs)
+        return Learner(DataLoaders(dl, dl), nn.Sequential(nn.Flatten(), nn.Dropout(drop), nn.Linear(36, 3)), loss_func=nn.CrossEntropyLoss())
+    now = settings_of(make(), once)
+    assert settings_of(make(), once) == now
+    for other, name in ((make(drop=.9), 'model'), (make(bs=4), 'batch')): assert [k for k, v in settings_of(other, once).items() if v != now[k]] == [name]
 
 
 def test_settings_can_be_anything(make_learner, tmp_path):
@@ -552,7 +611,7 @@ def test_weights_of_earlier_runs_are_compared(make_learner, tmp_path):
     quietly(make_learner, dict(none=None), once, folder=tmp_path)
     runs = read_results(tmp_path).runs.assign(weights='00000000', versions='torch 1.0')
     runs.to_csv(tmp_path/'results.csv', index=False)
-    with pytest.raises(ValueError, match='from the same code.* MixUp .* other weights .* none .*torch 1.0'):
+    with pytest.raises(OtherResults, match='cannot be compared .* MixUp .* other weights .* none .*torch 1.0.*Give another folder'):
         quietly(make_learner, two_arms, once, folder=tmp_path)
 
 
@@ -588,7 +647,7 @@ def test_only_seeds_that_finished_in_both_arms_are_paired():
                                   dict(none=[None, .6], mixed=[.5, None])])
 def test_arms_without_a_pair(arms):
     comparison = made(arms)
-    assert comparison.verdicts() == ['mixed against none: no seed in which both finished']
+    assert comparison.verdicts() == ['mixed against none: no seed in which both have a value']
     assert 'nan' not in str(comparison) + comparison._repr_html_()
     assert len(comparison.plot()) == 3
 

@@ -1,8 +1,11 @@
 """Whatever ends a fit, and wherever: afterwards the learner is as if nothing had happened."""
 import copy
+import gc
 import pickle
 import subprocess
 import sys
+import warnings
+import weakref
 from dataclasses import dataclass
 from pickletools import genops
 
@@ -16,9 +19,11 @@ from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import IndexSplitter, ItemGetter
 from fastai.interpret import Interpretation
 from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
 from torch import nn
 
 from fastmix.callback import CutMix, ManifoldMixUp, MixChoice, Mixer, MixUp
+from fastmix.metric import MixMetric
 from helpers import Spy, check, check_all, learner, samples
 
 events = [event for event in core._events if event != 'after_create']
@@ -254,6 +259,19 @@ def test_pickled_mixer():
         assert type(pickle.loads(pickle.dumps(mixer))) is type(mixer)
 
 
+def test_a_used_mixer_lets_go_of_the_model_and_the_loss():
+    for make in mixers.values():
+        mixer, learn = make(), learner(loss_func=lambda pred, y: F.cross_entropy(pred, y))
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', UserWarning)
+            learn.fit(1, cbs=mixer)
+        again, layer = pickle.loads(pickle.dumps(mixer)), weakref.ref(learn.model[-1])
+        assert again.state_dict() == mixer.state_dict() and again.state_dict()['rng'] and again.state_dict()['per_sample'] is mixer.state_dict()['per_sample']
+        del learn
+        gc.collect()
+        assert layer() is None
+
+
 exports = {'before a fit': None, 'after a fit': 'nothing', 'after a fault': 'fault', **{event: event for event in ('before_epoch', 'before_train', 'after_train', 'after_validate', 'after_epoch')}}
 
 
@@ -265,7 +283,7 @@ def test_exported(tmp_path):
     def fail(): raise KeyboardInterrupt
     for name, make in mixers.items():
         for when, event in exports.items():
-            learn = learner(make(), dls=dls, model=nn.Sequential(nn.Flatten(), nn.Linear(32, 3)))
+            learn = learner(make(), dls=dls, model=nn.Sequential(nn.Flatten(), nn.Linear(32, 3)), metrics=MixMetric(accuracy))
             file = f'{name} {when}.pkl'
             def export():
                 learn.export(file)
@@ -283,7 +301,7 @@ def test_exported(tmp_path):
         from fastai.optimizer import Adam
         for file, expected in {expected}.items():
             learn = load_learner(file)
-            assert type(learn.loss_func) is CrossEntropyLossFlat, file
+            assert type(learn.loss_func) is CrossEntropyLossFlat and learn.metrics[0].name == 'accuracy', file
             torch.testing.assert_close(learn.predict((torch.tensor({x.tolist()}), torch.tensor(0)))[2], torch.tensor(expected))
             pred, y = torch.eye(3), torch.tensor([0, 1, 1])
             assert learn.loss_func(pred, y) == torch.nn.functional.cross_entropy(pred, y), file"""

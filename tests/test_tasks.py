@@ -425,6 +425,22 @@ def test_two_images_of_one_sample_get_one_mix(mixer):
         assert_close(row.x[1], row.x[0]+1)
 
 
+@cutmixes
+@pytest.mark.parametrize('kind', [torch.bool, torch.uint8, torch.int64, torch.float32], ids=str)
+@pytest.mark.parametrize('size', [(16,), (8, 8)], ids=['signals', 'images'])
+def test_masks_of_several_classes_at_once_are_pasted_whatever_their_dtype(mixer, kind, size):
+    x, _ = samples(40, size)
+    for row in fit(mixer(), BCEWithLogitsLossFlat(), (x, (x > .5).to(kind)), Threshold()): assert row.loss < 1e-6
+
+
+class Threshold(nn.Module):
+    "Reads the mask off the input"
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1e6))
+    def forward(self, x): return self.scale*(x - .5)
+
+
 class Rebuild(Callback):
     "The target of an autoencoder is what it was given"
     def after_pred(self): self.learn.yb = self.learn.xb
@@ -439,6 +455,20 @@ def test_no_target(mixer):
     learn.fit(1)
     assert len(spy.rows) == 4 and all((p != q).any() for p, q in zip(learn.model.parameters(), before))
     for row in spy.rows: assert_close(row.loss, F.mse_loss(row.pred, mixed(row.mix, row.copy[0])))
+
+
+@every_mixer
+def test_an_autoencoder_leaves_the_labels_of_its_data_out(mixer):
+    spy = Watch()
+    learner([mixer(), spy, Rebuild()], nn.MSELoss(), nn.Conv2d(2, 2, 3, padding=1), loaders(samples(40))).fit(1)
+    for row in spy.rows: assert_close(row.loss, F.mse_loss(row.pred, mixed(row.mix, row.copy[0])))
+
+
+def test_a_target_that_comes_after_the_mix_is_refused():
+    class Add(Callback):
+        def after_pred(self): self.learn.yb = (*self.learn.yb, torch.tensor(10.))
+    def loss(pred, y, scale=1.): return scale*F.cross_entropy(pred, y)
+    with pytest.raises(ValueError, match='2 targets, and there were 1 when the batch was mixed: add them before that'): learner([MixUp(per='batch', seed=1), Add()], loss).fit(1)
 
 
 # Signals, volumes, vectors
