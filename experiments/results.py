@@ -10,7 +10,7 @@ from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from scipy.stats import ttest_rel
 
-from fastmix.compare import Comparison, _plot_curves, _styles, read_results
+from fastmix.compare import Comparison, _plot_curves, _styles, paired_difference, read_results
 
 folder = Path(__file__).resolve().parent.parent/'nbs/experiments/results'
 styles = _styles(['none', 'MixUp', 'CutMix', 'MixChoice', 'MixUp 8']) # an arm looks the same in all pictures
@@ -79,7 +79,7 @@ def verdicts(settings, at='at'):
         by_seed = results.finished.pivot(index='seed', columns='arm', values=metric)
         for arm in arms_of(results)[1:]:
             row, pairs = score(results, metric, arm), by_seed[[arms_of(results)[0], arm]].dropna()
-            p = ttest_rel(pairs[arm], pairs.iloc[:, 0]).pvalue if len(pairs) > 1 else math.nan
+            p = math.nan if math.isnan(row['ci_low']) else ttest_rel(pairs[arm], pairs.iloc[:, 0]).pvalue # without an interval there is nothing to test
             found.append((p, row['verdict'], f"{arm} {at} {setting} ({percent(row['difference'], '+')})"))
     p_values = sorted(p for p, *_ in found if not math.isnan(p))
     left = next((i for i, p in enumerate(p_values) if p > .05/(len(p_values)-i)), len(p_values))

@@ -77,7 +77,7 @@ def few_labels(seeds):
 
 
 def few_photos(seeds):
-    "Photographs of clothes at 32×32, 30 epochs of about 3,000 samples each, with crops and flips; a class may have fewer photos than wanted"
+    "Photographs of clothes at 32×32, 30 epochs of about 3,000 samples each (2,250 with 300 per class), with crops and flips; a class may have fewer photos than wanted"
     photos, test = clothing('train'), clothing('validation', 'test')
     for n in (10, 30, 100, 300):
         def make_learner():
