@@ -64,7 +64,7 @@ def _nested(f, o):
     if isinstance(o, Tensor): return f(o)
     if isinstance(o, MutableMapping):
         new = copy.copy(o) # of whatever kind
-        new.update({k: _nested(f, v) for k, v in o.items()})
+        for k, v in o.items(): new[k] = _nested(f, v)
         return new
     if not isinstance(o, (tuple, list)): return o
     values = [_nested(f, v) for v in o]
@@ -365,7 +365,8 @@ def undo(self:Mixer):
     self._hook = None
     if not self._switched: return
     learn, switched = self._switched
-    loss, self.weighted = switched.restore(), switched.weighted
+    self.weighted = switched.still_weighted(learn.yb)
+    loss = switched.restore()
     if learn.loss_func is switched: learn.loss_func = loss
     self._switched = None
     if switched.separable is not None: self._judge(loss, switched.separable)
@@ -391,8 +392,8 @@ for _event in ('after_batch', 'after_cancel_train', 'after_cancel_epoch', 'after
 @patch
 def __reduce_ex__(self:Mixer, protocol):
     if self.learn: return Callback, (), {'learn': self.learn}
-    unused = dict.fromkeys(('mix', '_judged', '_watched', '_exact'))
-    return copyreg.__newobj__, (type(self),), vars(self) | unused | {'_verdict': self.state_dict()['per_sample']}
+    of_a_fit = dict.fromkeys(('mix', '_judged', '_watched', '_exact'))
+    return copyreg.__newobj__, (type(self),), vars(self) | of_a_fit
 
 @patch
 def __deepcopy__(self:Mixer, memo):

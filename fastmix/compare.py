@@ -36,7 +36,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback, CancelFitException, TrainEvalCallback
+from fastai.callback.core import Callback, CancelFitException, TrainEvalCallback, _events
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import AvgMetric, CastToTensor, Learner, Metric, Recorder
 from fastai.losses import BaseLoss
@@ -46,6 +46,7 @@ from fastcore.foundation import L
 from fastcore.imports import noop
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import t as student_t
+from torch.distributions import Distribution
 
 from . import __version__
 from .callback import Mixer, _blends, _tensors
@@ -194,22 +195,22 @@ def calls_of(
 def arm_text(
     mixer: Callback, # as `compare` takes it: a callback, a class or a list of them; None: nothing
 ) -> str: # for example `MixUp(alpha=0.4, per=sample, …)`
-    "A mixer, or other callback, with its arguments; where it does not keep them under their names, with all that it holds"
+    "A mixer, or other callback, with its arguments; where it does not keep them under their names, with what it holds"
     if isinstance(mixer, (list, tuple, L)): return ' and '.join(map(arm_text, mixer))
     if mixer is None: return 'no mixing'
     if isinstance(mixer, type): mixer = mixer()
     kept = {name: _text(value) for name, value in init_args(mixer).items()}
-    if not {*signature(type(mixer)).parameters} <= {*kept}: kept |= _held({name: value for name, value in vars(mixer).items() if name not in {'learn', *kept}})
+    if {*signature(type(mixer)).parameters} - {*_events, *kept}:
+        kept |= {name: _held(value) for name, value in vars(mixer).items() if name not in {'learn', 'run', *kept} and not name.startswith('__')}
     return f"{type(mixer).__name__}({', '.join(f'{name}={value}' for name, value in kept.items())})"
 
-def _held(values, depth=3):
-    "What an object holds, and what that holds, as texts"
-    def text(value):
-        if isinstance(value, torch.Tensor): return _text(value.tolist())
-        if isinstance(value, (list, tuple)): return f"[{', '.join(map(text, value))}]"
-        inner = value if isinstance(value, dict) else {} if callable(value) else getattr(value, '__dict__', {})
-        return f"{type(value).__name__}({', '.join(f'{name}={v}' for name, v in _held(inner, depth-1).items())})" if inner and depth else _text(value)
-    return {name: text(value) for name, value in values.items() if not str(name).startswith('__')}
+def _held(value):
+    "What an object holds under a name, as text; of what is large or not simple no more than its class"
+    if isinstance(value, Distribution): return f"{type(value).__name__}({', '.join(f'{name}={_held(inner)}' for name, inner in vars(value).items())})"
+    if isinstance(value, torch.Tensor) and value.numel() <= 100: return _text(value.tolist())
+    if isinstance(value, dict): return _text(' '.join(_named({str(name): inner for name, inner in value.items()})))
+    simple = _is_simple(tuple(value) if isinstance(value, list) else value) or callable(value) or value is None
+    return _text(value) if simple else type(value).__name__
 
 def _changed(o):
     "The arguments of an object that differ from their defaults, as far as it keeps them"
@@ -221,9 +222,10 @@ def loss_text(
     loss: object, # a loss function or object
 ) -> str: # for example `LabelSmoothingCrossEntropy eps=0.2`
     "A loss's name, with its arguments that are not the usual ones; for a function of your own, what it uses"
-    if not isinstance(loss, (torch.nn.Module, BaseLoss)):
-        known = (getattr(getattr(loss, 'func', loss), '__module__', None) or '').partition('.')[0] in ('torch', 'fastai')
-        return ' '.join(dict.fromkeys([name_of(loss), *([] if known else [calls_of(loss)])]))
+    if isinstance(loss, partial) or not hasattr(loss, '__dict__') or hasattr(loss, '__code__'):
+        function = unwrap(loss.func if isinstance(loss, partial) else loss)
+        known = (getattr(function, '__module__', None) or '').partition('.')[0] in ('torch', 'fastai')
+        return ' '.join([name_of(loss), *([calls_of(function)] if hasattr(function, '__code__') and not known else [])])
     return ' '.join([name_of(loss), *_changed(loss), *(_changed(loss.func) if isinstance(loss, BaseLoss) else ())])
 
 def model_text(
@@ -416,8 +418,9 @@ def compare(
                 other = next((i for i, row in enumerate(rows) if row['seed'] == run_seed and row['weights'] not in (weights, 'none')), None)
                 if other is not None:
                     what = f"with seed {run_seed} the arm {arm} starts from other weights than the arm {rows[other]['arm']} did ({rows[other]['versions']}; now {_versions()})"
-                    if other < n_earlier: raise OtherResults(f'{folder} holds runs that cannot be compared with those to come: {what}. Give another folder')
-                    raise ValueError(f'make_learner must make a new model each time, from the same code: {what}')
+                    must = 'make_learner must make a new model each time, from the same code'
+                    if other < n_earlier: raise OtherResults(f'{folder} holds runs that cannot be compared with those to come: {what}. {must}; if it does, give another folder')
+                    raise ValueError(f'{must}: {what}')
                 row, history = run_arm(learn, fit, evaluate, progress)
         if progress and row['status'] != 'finished': print(f"\n{row['status']}", flush=True)
         rows.append(dict(arm=arm, seed=run_seed) | row | dict(weights=weights, versions=_versions()))

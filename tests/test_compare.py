@@ -475,8 +475,27 @@ def test_texts_of_arms():
 def test_a_callback_that_does_not_keep_its_arguments_is_told_by_what_it_holds():
     class Renames(Callback):
         def __init__(self, alpha): self.a = alpha
-    for one, again, other in ([make(a) for a in (.2, .2, .9)] for make in (Renames, FastaisMixUp, lambda a: Renames([torch.tensor([a])]), lambda a: Renames({'a': a}))):
+    for one, again, other in ([make(a) for a in (.2, .2, .9)] for make in (Renames, FastaisMixUp, lambda a: Renames([a, a]), lambda a: Renames({'a': a}), lambda a: Renames(torch.tensor([a])))):
         assert arm_text(one) == arm_text(again) != arm_text(other)
+    assert arm_text(Renames(TorchDataLoader(pairs()))) == 'Renames(a=DataLoader)' and arm_text(Renames({'a', 'b'})) == 'Renames(a=set)'
+    assert len(arm_text(Renames([*range(10000)]))) < 500 and arm_text(Renames(torch.zeros(1000))) == 'Renames(a=Tensor)'
+
+
+def test_what_a_fit_changes_is_no_setting(make_learner, tmp_path):
+    class Counts(Callback):
+        n = 0
+        def after_batch(self): self.n += 1
+    class Logs:
+        "A loss"
+        def __init__(self, scale): self.scale, self.last = scale, 0.
+        def __call__(self, pred, y):
+            loss = self.scale*F.cross_entropy(pred, y)
+            self.last = loss.item()
+            return loss
+    shared, loss = Counts(), Logs(2.)
+    def make(): return make_learner(cbs=shared, loss_func=loss)
+    for seeds in (1, 2): assert len(quietly(make, dict(none=None), once, seeds=seeds, folder=tmp_path).finished) == seeds
+    assert shared.n and loss.last and loss_text(loss) == 'Logs scale=2.0'
 
 
 @pytest.mark.parametrize('change', [dict(metrics=error_rate), dict(lr=.1), dict(wd=.1), dict(cbs=Watch()), dict(opt_func=SGD),
@@ -611,7 +630,7 @@ def test_weights_of_earlier_runs_are_compared(make_learner, tmp_path):
     quietly(make_learner, dict(none=None), once, folder=tmp_path)
     runs = read_results(tmp_path).runs.assign(weights='00000000', versions='torch 1.0')
     runs.to_csv(tmp_path/'results.csv', index=False)
-    with pytest.raises(OtherResults, match='cannot be compared .* MixUp .* other weights .* none .*torch 1.0.*Give another folder'):
+    with pytest.raises(OtherResults, match='cannot be compared .* MixUp .* other weights .* none .*torch 1.0.*give another folder'):
         quietly(make_learner, two_arms, once, folder=tmp_path)
 
 

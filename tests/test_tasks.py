@@ -459,9 +459,51 @@ def test_no_target(mixer):
 
 @every_mixer
 def test_an_autoencoder_leaves_the_labels_of_its_data_out(mixer):
-    spy = Watch()
-    learner([mixer(), spy, Rebuild()], nn.MSELoss(), nn.Conv2d(2, 2, 3, padding=1), loaders(samples(40))).fit(1)
+    spy, calls = Watch(), []
+    class Loss(nn.MSELoss):
+        def forward(self, *args):
+            calls.append(args)
+            return super().forward(*args)
+    learner([mixer(), spy, Rebuild()], Loss(), nn.Conv2d(2, 2, 3, padding=1), loaders(samples(40))).fit(1)
     for row in spy.rows: assert_close(row.loss, F.mse_loss(row.pred, mixed(row.mix, row.copy[0])))
+    assert len(calls) == 4 + 1, 'the last one in validation'
+
+
+@quiet
+@every_mixer
+def test_a_loss_called_on_the_way_changes_nothing(mixer):
+    "One with fewer targets"
+    class Aside(Callback):
+        order = 60
+        def after_pred(self):
+            self.learn.loss_func(self.learn.pred, self.learn.yb[0])
+    x, y = samples(40)
+    def loss(pred, a, b=None): return F.cross_entropy(pred, a) + (0 if b is None else F.cross_entropy(pred, b))
+    spy, dls = Watch(), loaders((x, y, (y+1) % 3))
+    dls.n_inp = 1
+    learner([mixer(), spy, Aside()], loss, dls=dls).fit(1)
+    for row in spy.rows:
+        lam, own = shares(row.mix), row.y
+        partner = tuple(o[row.mix.partner] for o in own)
+        each = partial(F.cross_entropy, reduction='none')
+        assert_close(row.loss, sum((lam*each(row.pred, o) + (1-lam)*each(row.pred, p)).mean() for o, p in zip(own, partner)))
+
+
+@every_mixer
+@pytest.mark.parametrize('make', [lambda: Scaled(), lambda: partial(Scaled(), scale=2.)], ids=['given', 'in a partial'])
+def test_arguments_of_a_loss_object(mixer, make):
+    "Given with the call, or before"
+    given = {} if isinstance(make(), partial) else dict(scale=2.)
+    pred, (x, y) = torch.randn(8, 3), samples(8)
+    mix = mixer().draw_mix(x, mix_rng(0))
+    own, partner = (F.cross_entropy(pred, t, reduction='none') for t in (y, y[mix.partner]))
+    lam = shares(mix)
+    assert_close(MixLoss(make(), mix, (True,))(pred, y, **given), 2*(lam*own + (1-lam)*partner).mean())
+
+
+class Scaled(nn.Module):
+    reduction = 'mean'
+    def forward(self, pred, y, scale=1.): return scale*F.cross_entropy(pred, y, reduction=self.reduction)
 
 
 def test_a_target_that_comes_after_the_mix_is_refused():
