@@ -104,6 +104,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fastmix.compare.History.finite': ('compare.html#history.finite', 'fastmix/compare.py'),
                                  'fastmix.compare.OtherResults': ('compare.html#otherresults', 'fastmix/compare.py'),
                                  'fastmix.compare._changed': ('compare.html#_changed', 'fastmix/compare.py'),
+                                 'fastmix.compare._checked': ('compare.html#_checked', 'fastmix/compare.py'),
                                  'fastmix.compare._direction': ('compare.html#_direction', 'fastmix/compare.py'),
                                  'fastmix.compare._draw': ('compare.html#_draw', 'fastmix/compare.py'),
                                  'fastmix.compare._failure': ('compare.html#_failure', 'fastmix/compare.py'),

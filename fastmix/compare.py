@@ -368,6 +368,17 @@ def _runs_in(comparison): return {*zip(comparison.runs.arm, comparison.runs.seed
 
 def _minutes(seconds): return f'{seconds:.0f} s' if seconds < 90 else f'{seconds/60:.0f} min'
 
+def _checked(arms):
+    "`arms` with texts as names. Raises a `TypeError` for what is no arm, a `ValueError` for names that are not their own"
+    if not isinstance(arms, dict): raise TypeError(f"arms must be a dictionary such as {{'none': None, 'MixUp': MixUp()}}; got {arms!r}")
+    for name, mixer in arms.items():
+        for cb in L(mixer):
+            if not (issubclass(cb, Callback) if isinstance(cb, type) else isinstance(cb, Callback)):
+                raise TypeError(f'the arm {name!r} must be None, a mixer or other callback, or a list of them; got {cb!r}')
+    names = [*map(str, arms)]
+    if len({*names}) < len(names) or '' in names: raise ValueError(f'each arm needs a name of its own, which is not empty; got {names}')
+    return dict(zip(names, arms.values()))
+
 def compare(
     make_learner: callable, # takes nothing and returns a new `Learner` with a new model; its `dls` may be shared
     arms: dict, # `{name: mixer}`: a callback or a list of them, None for training without mixing; each run gets a copy. All are compared with the first
@@ -379,16 +390,10 @@ def compare(
     evaluate: callable = None, # takes the trained `Learner` and returns `{name: number}`, further columns of the results
     progress: bool = True, # show the run and the time left, fastai's progress bars and its line per epoch?
 ) -> Comparison:
-    """Train every arm from the same weights on the same batches. `ValueError` where they cannot be the same, `OtherResults`
-    where `folder` holds other results, `AllRunsFailed` where every run failed"""
+    """Train every arm from the same weights on the same batches. `TypeError` for what is no arm, `ValueError` where batches or
+    weights cannot be the same, `OtherResults` where `folder` holds other results, `AllRunsFailed` where every run failed"""
     if not arms or seeds < 1: raise ValueError(f'compare needs an arm and a seed, got {arms=} and {seeds=}')
-    if not isinstance(arms, dict): raise TypeError(f"arms must be a dictionary such as {{'none': None, 'MixUp': MixUp()}}; got {arms!r}")
-    for name, mixer in arms.items():
-        for cb in L(mixer):
-            if not (issubclass(cb, Callback) if isinstance(cb, type) else isinstance(cb, Callback)): raise TypeError(f"the arm {name!r} must be None, a mixer or other callback, or a list of them; got {cb!r}")
-    names = [*map(str, arms)]
-    if len({*names}) < len(names) or '' in names: raise ValueError(f'each arm needs a name of its own, which is not empty; got {names}')
-    arms = dict(zip(names, arms.values()))
+    arms = _checked(arms)
     with no_random(seed, reproducible=False):
         learn = arm_learner(make_learner, None, seed)
         metrics = [metric.name for metric in learn.metrics]
@@ -399,10 +404,9 @@ def compare(
     result = earlier_results(folder, told) if folder else _no_runs(told)
     if folder: write_results(result, folder)
     rows, curves = result.runs.to_dict('records'), [result.curves] if len(result.curves) else []
-    n_earlier = len(rows)
     wanted = [(arm, run_seed) for run_seed in range(seed, seed + seeds) for arm in arms]
-    there = _runs_in(result)
-    missing = [run for run in wanted if run not in there]
+    earlier = _runs_in(result)
+    there, missing = {*earlier}, [run for run in wanted if run not in earlier]
     if progress and len(missing) < len(wanted): print(f'{len(wanted) - len(missing)} of {len(wanted)} runs are in {folder}', flush=True)
     for i, (arm, run_seed) in enumerate(missing):
         times = [row['seconds'] for row in rows if row['status'] == 'finished']
@@ -415,12 +419,12 @@ def compare(
             except Exception as e: weights, row, history = 'none', dict(status=_failure(e), epochs=0, seconds=0., cpu_seconds=0.), ()
             else:
                 weights = weights_of(learn.model)
-                other = next((i for i, row in enumerate(rows) if row['seed'] == run_seed and row['weights'] not in (weights, 'none')), None)
-                if other is not None:
-                    what = f"with seed {run_seed} the arm {arm} starts from other weights than the arm {rows[other]['arm']} did ({rows[other]['versions']}; now {_versions()})"
-                    must = 'make_learner must make a new model each time, from the same code'
-                    if other < n_earlier: raise OtherResults(f'{folder} holds runs that cannot be compared with those to come: {what}. {must}; if it does, give another folder')
-                    raise ValueError(f'{must}: {what}')
+                other = next((row for row in rows if row['seed'] == run_seed and row['weights'] not in (weights, 'none')), None)
+                if other:
+                    why = (f"make_learner must make a new model each time, from the same code: with seed {run_seed} the arm {arm} starts from other weights "
+                           f"than the arm {other['arm']} did ({other['versions']}; now {_versions()})")
+                    if (other['arm'], run_seed) not in earlier: raise ValueError(why)
+                    raise OtherResults(f'{folder} holds runs that cannot be compared with those to come. {why}. If that is why, give another folder')
                 row, history = run_arm(learn, fit, evaluate, progress)
         if progress and row['status'] != 'finished': print(f"\n{row['status']}", flush=True)
         rows.append(dict(arm=arm, seed=run_seed) | row | dict(weights=weights, versions=_versions()))

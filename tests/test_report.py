@@ -94,7 +94,7 @@ def test_everything_is_on_the_page(comparison, report):
     assert page.texts.count('Digits <&>') == 2
     assert '5 arms, 3 seeds, ' in page.text and 'fastmix 0.' in page.text and 'PIL' not in page.text
     for line in comparison.verdicts() + comparison.failures(): assert page.texts.count(line) == 1
-    assert 'choice against none: no seed in which both finished' in page.texts
+    assert 'choice against none: no seed in which both have a value' in page.texts
     assert {'train loss', 'valid loss', 'accuracy', 'accuracy against none', 'note <i>', 'a & b', '0 (3 failed)'} <= set(page.texts)
     assert 'nan' not in re.findall(r'\w+', page.text)
     assert [alt for alt, _ in page.images] == [
