@@ -10,7 +10,7 @@ from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from scipy.stats import ttest_rel
 
-from fastmix.compare import Comparison, _plot_curves, _styles, paired_difference, read_results
+from fastmix.compare import Comparison, _plot_curves, _styles, read_results
 
 folder = Path(__file__).resolve().parent.parent/'nbs/experiments/results'
 styles = _styles(['none', 'MixUp', 'CutMix', 'MixChoice', 'MixUp 8']) # an arm looks the same in all pictures
