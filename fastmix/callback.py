@@ -245,7 +245,7 @@ class Mixer(Callback):
 
     def __call__(self, event_name):
         "Called by fastai for every event; not for one in which the mixer has just been removed, or that it does not have"
-        mine = hasattr(type(self), event_name) or event_name in vars(self) or event_name == 'after_fit'
+        mine = hasattr(type(self), event_name) or event_name in vars(self)
         if self.learn is not None and mine: return super().__call__(event_name)
 
     __setattr__ = object.__setattr__
@@ -282,8 +282,8 @@ class Mixer(Callback):
     def prepare(self, learn):
         "Called before each epoch's training: the time to refuse what cannot work"
 
-    def forget(self):
-        "Called after a fit: let go of what belongs to the model"
+    def after_fit(self):
+        "Let go of what belongs to the model"
 
     def place(self,
         learn, # The `Learner`
@@ -381,9 +381,6 @@ def after_train(self:Mixer):
     if exact: return
     self._judge(self._watched, False)
     warnings.warn(f"{type(self).__name__}: in this epoch the loss {self._watched!r} has left targets out, and its weighted mean was somewhat off. From now on it is exact")
-
-@patch
-def after_fit(self:Mixer): self.forget()
 
 for _event in ('after_batch', 'after_cancel_train', 'after_cancel_epoch', 'after_cancel_fit', 'before_validate'):
     setattr(Mixer, _event, Mixer.undo)
@@ -486,7 +483,7 @@ class ManifoldMixUp(Mixer):
 
     def prepare(self, learn): self._found = find_layers(learn.model, self.layers)
 
-    def forget(self): self._found = None
+    def after_fit(self): self._found = None
 
     def place(self, learn, rng):
         if self._found is None: self.prepare(learn)
@@ -523,8 +520,8 @@ class MixChoice(Mixer):
     def prepare(self, learn):
         for m in self.mixers: m.prepare(learn)
 
-    def forget(self):
-        for m in self.mixers: m.forget()
+    def after_fit(self):
+        for m in self.mixers: m.after_fit()
 
     def pick(self, done, rng):
         if super().pick(done, rng) is None: return None

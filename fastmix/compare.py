@@ -152,10 +152,14 @@ def _is_simple(value):
 
 _usual = TrainEvalCallback, Recorder, CastToTensor, ProgressCallback
 
+def _without_addresses(text): return re.sub(' at 0x[0-9a-f]+', '', text, flags=re.I)
+
+def _fingerprint(text): return hashlib.sha256(text.encode()).hexdigest()[:8]
+
 def _text(value):
     "A value as short text that is the same in every process: without the addresses of objects"
-    text = name_of(value) if callable(value) else re.sub(' at 0x[0-9a-f]+', '', ' '.join(str(value).split()), flags=re.I)
-    return text if len(text) <= 400 else f'{text[:200]}… {hashlib.sha256(text.encode()).hexdigest()[:8]}'
+    text = name_of(value) if callable(value) else _without_addresses(' '.join(str(value).split()))
+    return text if len(text) <= 400 else f'{text[:200]}… {_fingerprint(text)}'
 
 def _named(values): return [f'{name}={_text(value)}' for name, value in sorted(values.items()) if _is_simple(tuple(value) if isinstance(value, list) else value) or callable(value)]
 
@@ -232,8 +236,7 @@ def model_text(
     model: torch.nn.Module,
 ) -> str: # for example `Sequential, 1234 parameters, layers 0a1b2c3d`
     "A model's class and size, and a fingerprint of the layers that it prints"
-    layers = re.sub(' at 0x[0-9a-f]+', '', str(model), flags=re.I)
-    return f'{type(model).__name__}, {sum(weight.numel() for weight in model.parameters())} parameters, layers {hashlib.sha256(layers.encode()).hexdigest()[:8]}'
+    return f'{type(model).__name__}, {sum(weight.numel() for weight in model.parameters())} parameters, layers {_fingerprint(_without_addresses(str(model)))}'
 
 def metric_text(
     metric: Metric,

@@ -46,6 +46,6 @@ class MixMetric(AvgMetric):
     def __reduce_ex__(self, protocol): return AvgMetric, (self.func,), vars(self) # exported, where fastmix need not be installed
 
     def __deepcopy__(self, memo):
-        new = memo[id(self)] = type(self)(copy.deepcopy(self.func, memo))
+        new = memo[id(self)] = type(self).__new__(type(self))
         vars(new).update(copy.deepcopy(vars(self), memo))
         return new
