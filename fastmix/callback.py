@@ -299,6 +299,7 @@ class Mixer(Callback):
                 raise TypeError(f"{type(self).__name__} got an input of {x.dtype}, shape {tuple(x.shape)}: category codes, token ids and bytes have nothing in between. "
                                 "Convert images to floating point in the loader (fastai's `IntToFloatTensor`); mix codes and ids where the model has made them "
                                 "floating point, with `ManifoldMixUp(layers=...)`")
+        if len(inputs) == 1: return inputs[0]
         spatial = [x for x in inputs if x.ndim > 2]
         return min((x for x in spatial if x.ndim == max(o.ndim for o in spatial)), key=lambda x: x.shape[2:].numel()) if spatial else inputs[0]
 

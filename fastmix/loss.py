@@ -179,7 +179,7 @@ class MixLoss:
         "`weighted`, but for a target in whose place a callback has put an input, which is mixed"
         def is_input(t):
             if not isinstance(t, Tensor): return False
-            t = t.as_subclass(Tensor) # of fastai's own types every look goes through Python
+            if type(t) is not Tensor: t = t.as_subclass(Tensor) # of fastai's own types every look goes through Python
             return t.is_floating_point() and any(isinstance(x, Tensor) and x.shape == t.shape and x.data_ptr() == t.data_ptr() for x in self.inputs)
         return tuple(w and not is_input(t) for t, w in zip(targets, self.weighted))
 

@@ -76,6 +76,7 @@ class Mix:
 
 def _to(own, t, dtype=None):
     "`own` on the device of `t`. A copy to a CUDA device does not wait for it; elsewhere the memory might be gone by then"
+    if t.is_cpu and dtype in (None, own.dtype): return own
     return own.to(t.device, dtype, non_blocking=t.device.type == 'cuda')
 
 def _wrong_partner(partner): return f"`partner` must hold, for each of the n samples, an index in 0..n-1; got {partner!r}"
@@ -121,7 +122,7 @@ class Blend(Mix):
 # %% ../nbs/00_mix.ipynb #959e3935
 _integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64} # by bytes, for NumPy, which has no bfloat16
 
-def _bits(t): return t.view(_integers[t.element_size()]).numpy()
+def _bits(t): return (t if t.dtype is torch.float32 else t.view(_integers[t.element_size()])).numpy()
 
 def _cells(sides): return ..., *[slice(first, end) for first, end in sides]
 
@@ -137,10 +138,15 @@ class Paste(Mix):
         if not 1 <= d <= 3 or min(size) < 1: raise ValueError(f"`size` must be 1 to 3 spatial sizes, none of them 0; got {self.size}")
         if self.region.shape not in ((d, 2), (len(partner), d, 2)) or self.region.dtype.kind not in 'iu':
             raise ValueError(f"`region` must hold whole numbers, in the shape ({d}, 2), or ({len(partner)}, {d}, 2) for one per sample; got {self.region.dtype}, {self.region.shape}")
-        low, high = self.region[..., 0], self.region[..., 1]
-        if not ((low >= 0) & (low <= high) & (high <= self.size)).all():
-            raise ValueError(f"`region` must lie within the size {self.size}; got {self.region.tolist()}")
-        super().__init__(1 - (high-low).prod(-1)/math.prod(self.size), partner)
+        if self.region.ndim == 2: # for a single region plain Python is faster than NumPy's small arrays
+            sides = self.region.tolist()
+            within = all(0 <= low <= high <= length for (low, high), length in zip(sides, self.size))
+            cells = math.prod(high-low for low, high in sides)
+        else:
+            low, high = self.region[..., 0], self.region[..., 1]
+            within, cells = ((low >= 0) & (low <= high) & (high <= self.size)).all(), (high-low).prod(-1)
+        if not within: raise ValueError(f"`region` must lie within the size {self.size}; got {self.region.tolist()}")
+        super().__init__(1 - cells/math.prod(self.size), partner)
 
     def scale(self, t:Tensor) -> np.ndarray|int:
         "By how much `t` is larger than `size`: `(d, 1)`, or just 1. Raises a `ValueError` where that is no whole number"
@@ -210,6 +216,13 @@ def draw_region(
     rng:np.random.Generator,
 ) -> np.ndarray: # `(d, 2)`, or `(n, d, 2)`: first cell and one past the last, per dimension
     "Draw a region whose sides are `(1-lam)**(1/d)` of `size`, its centre uniform, clipped at the border (arXiv 1905.04899)"
+    if isinstance(lam, float): # for a single region plain Python is faster than NumPy's small arrays, and draws the same
+        region, part = [], (1-lam)**(1/len(size))
+        for length, centre in zip(size, rng.random(len(size)).tolist()):
+            side = round(length*part)
+            low = math.floor(centre*length - side/2 + .5)
+            region.append((max(low, 0), min(low+side, length)))
+        return np.array(region)
     lam, size = np.asarray(lam, dtype=np.float64), np.asarray(size)
     region = np.empty((*lam.shape, len(size), 2), dtype=np.int64)
     side = np.rint(size * (1-lam[..., None])**(1/len(size)))

@@ -219,6 +219,13 @@ def test_sides(size, lam):
     assert (high-low).max(0).tolist() == [round(s * (1-lam)**(1/len(size))) for s in size]
 
 
+@given(lam=st.floats(0, 1), size=st.lists(st.integers(1, 300), min_size=1, max_size=3), seed=seeds)
+def test_a_region_alone(lam, size, seed):
+    "Drawn for one λ, it is the region that is drawn for an array of that one λ"
+    alone, among = draw_region(lam, size, np.random.default_rng(seed)), draw_region(np.array([lam]), size, np.random.default_rng(seed))
+    assert alone.dtype == among.dtype and np.array_equal(alone, among[0])
+
+
 @pytest.mark.parametrize('mix', [Blend(.5, [1, 2, 0]), Blend(.5, [1, 0, 0]), Paste([(0, 2)], (4,), [1, 2, 0]), Paste([(0, 2)], (4,), [1, 0, 0])], ids=repr)
 @pytest.mark.parametrize('shape', [(2, 4), (4, 1, 4), ()], ids=str)
 def test_another_batch(mix, shape):
