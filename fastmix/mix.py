@@ -13,7 +13,6 @@ __all__ = ['Mix', 'rotation', 'Blend', 'Paste', 'draw_lam', 'draw_partner', 'dra
 import hashlib, math, os
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from itertools import repeat
 
 import numpy as np
 import torch
@@ -162,16 +161,21 @@ class Paste(Mix):
         t:Tensor, # A tensor of the batch, `(n, …, *size)`, of any dtype; its spatial size may be a whole multiple of `size`
     ) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
         "Mix `t`. Raises a `ValueError` for another batch size, or a size that does not fit"
-        region = self.region * self.scale(t)
+        scale, region = self.scale(t), self.region
+        if not isinstance(scale, int): region = region*scale
         if not self.shift or t.requires_grad: return torch.where(self.mask(t, region), self.others(t), t)
         one, by_numpy = region.ndim == 2, t.is_cpu and t.element_size() in _integers
         if one or by_numpy:
             t = t.resolve_conj().resolve_neg() # of which NumPy knows nothing
             out = t.clone()
             to, source = map(_bits, (out, t)) if by_numpy and (not one or t.numel() < 2**14) else (out, t)
-            rows = self.halves() if one else enumerate(_rotation(self.n, self.shift).tolist())
-            for (own, partner), cells in zip(rows, repeat(_cells(region.tolist())) if one else map(_cells, region.tolist())):
-                to[(own, *cells)] = source[(partner, *cells)]
+            if one:
+                cells = _cells(region.tolist())
+                to, source = to[cells], source[cells]
+                for own, partner in self.halves(): to[own] = source[partner]
+            else:
+                for own, (partner, cells) in enumerate(zip(_rotation(self.n, self.shift).tolist(), map(_cells, region.tolist()))):
+                    to[(own, *cells)] = source[(partner, *cells)]
         else:
             out, mask = torch.empty_like(t), self.mask(t, region)
             for own, partner in self.halves(): torch.where(mask[own], t[partner], t[own], out=out[own])
