@@ -54,14 +54,17 @@ def group(rows, method, per):
     return rows[(rows.method == method) & rows.per.isin([per] if per == 'batch' else ['sample', 'pair'])]
 
 
+def error(row):
+    "The standard error of a median, as a share of it: from the distance between the quartiles"
+    return .93*row.spread/math.sqrt(row.rounds)
+
+
 def compared(table):
     """For each case and way of mixing: what fastmix's callback costs, and its fastest peer, both as multiples of the clone.
 
     `ahead` says who is; 'level' where the two are within 3 % of each other, or within twice the standard error of their difference;
     empty where no peer offers it.
     """
-    def error(row): return .93*row.spread/math.sqrt(row.rounds) # of a median, from the distance between the quartiles
-
     lines = []
     for case in cases(table, 'mixing'):
         rows = figures(table, 'mixing', case)
