@@ -89,8 +89,8 @@ def mix_targets(
     "Mix those targets that can be mixed. Raises a `TypeError` for points and boxes, a `ValueError` for a target of another length"
     targets, weighted = [], []
     for y in yb:
-        if not isinstance(y, Tensor) or isinstance(y, TensorPoint):
-            raise TypeError(f"mixing is not defined for a target of type {type(y).__name__}: half of a point or box is none. Train without a mixer")
+        if not isinstance(y, Tensor): raise TypeError(f"a target of type {type(y).__name__} cannot be mixed: give each target as a tensor of its own")
+        if isinstance(y, TensorPoint): raise TypeError(f"mixing is not defined for a target of type {type(y).__name__}: half of a point or box is none. Train without a mixer")
         plain = _plain(y)
         mix.check(plain)
         pasted = mix.size is not None and is_spatial(y, mix.size)
@@ -140,14 +140,14 @@ def find_layers(
 ) -> list: # For each layer its name and module; `None` for the input
     "Resolve `layers` in `model`. Raises a `ValueError` for a layer that is not there, or in which a hook would not work"
     inner = unwrap(model)
-    named, found = dict(inner.named_modules()), []
+    named, every, found = dict(inner.named_modules()), dict(inner.named_modules(remove_duplicate=False)), []
     for layer in mixing_layers(inner) if layers is None else layers:
         if layer == 'input': found.append(None); continue
-        if isinstance(layer, str): hits = [layer] if layer and layer in named else []
+        if isinstance(layer, str): hits = [layer] if layer and layer in every else []
         elif isinstance(layer, type): hits = [name for name, module in named.items() if isinstance(module, layer)]
         else: hits = [name for name, module in named.items() if module is layer]
         if not hits: raise ValueError(f"the model has no layer {layer!r}: it has {_some(name for name in named if name)}")
-        found += [(name, named[name]) for name in hits]
+        found += [(name, every[name]) for name in hits]
     for module in model.modules():
         if isinstance(module, nn.DataParallel): why = "in `nn.DataParallel` each device sees a part of the batch: use `DistributedDataParallel`, one process per device"
         elif hasattr(module, '_orig_mod') or getattr(module, '_compiled_call_impl', None): why = "inside a compiled model a hook never runs: compile the rest of the model only, or use `MixUp`"
@@ -240,7 +240,7 @@ class Mixer(Callback):
         if seed is not None and (not isinstance(seed, Integral) or isinstance(seed, bool)): raise TypeError(f"`seed` must be a whole number or None; got {seed!r}")
         if seed is not None and seed < 0: raise ValueError(f"`seed` must not be negative; got {seed}")
         store_attr()
-        self.mix = self.rng = self._switched = self._judged = self._verdict = self._hook = self._watched = self._exact = None
+        self.mix = self.rng = self._switched = self._judged = self._verdict = self._hook = self._watched = self._exact = self._paused = None
         self.weighted = ()
 
     def __call__(self, event_name):
@@ -371,7 +371,9 @@ def undo(self:Mixer):
     if learn.loss_func is switched: learn.loss_func = loss
     self._switched = None
     if switched.separable is not None: self._judge(loss, switched.separable)
-    if switched.plain is not None: self._exact = loss, switched.plain if self._exact is None else self._exact[1] & switched.plain
+    if switched.plain is not None:
+        before = not self._exact or self._exact[0] is not loss or self._exact[1]
+        self._exact = loss, before & switched.plain
 
 @patch
 def after_train(self:Mixer):
@@ -383,20 +385,45 @@ def after_train(self:Mixer):
     self._judge(self._watched, False)
     warnings.warn(f"{type(self).__name__}: in this epoch the loss {self._watched!r} has left targets out, and its weighted mean was somewhat off. From now on it is exact")
 
-for _event in ('after_batch', 'after_cancel_train', 'after_cancel_epoch', 'after_cancel_fit', 'before_validate'):
-    setattr(Mixer, _event, Mixer.undo)
+for _event in ('after_batch', 'after_cancel_train', 'after_cancel_epoch', 'after_cancel_fit'): setattr(Mixer, _event, Mixer.undo)
+
+@patch
+def before_validate(self:Mixer):
+    "Nothing is mixed here. A mixed batch in the midst of which a callback asks for predictions goes on after them"
+    batch, self._switched = self._switched, None
+    self.undo()
+    self._paused = batch and (*batch, dict(mix=batch[1].mix, inputs=batch[1].inputs))
+    if not batch: return
+    learn, switched = batch
+    loss = switched.restore()
+    if learn.loss_func is switched: learn.loss_func = loss
+
+@patch
+def after_validate(self:Mixer):
+    "Go on with a mixed batch that was under way"
+    if not self._paused: return
+    (learn, switched, of_batch), self._paused = self._paused, None
+    vars(switched).update(of_batch)
+    self._switched = learn, switched
+    if learn.loss_func is switched.user_loss: learn.loss_func = switched
 
 # %% ../nbs/02_callback.ipynb #7b0a5e7a
 @patch
 def __reduce_ex__(self:Mixer, protocol):
     if self.learn: return Callback, (), {'learn': self.learn}
-    of_a_fit = dict.fromkeys(('mix', '_judged', '_watched', '_exact'))
+    of_a_fit = dict.fromkeys(('mix', '_judged', '_watched', '_exact', '_paused'))
     return copyreg.__newobj__, (type(self),), vars(self) | of_a_fit
 
 @patch
+def __copy__(self:Mixer):
+    new = type(self).__new__(type(self))
+    vars(new).update(vars(self), _switched=None, _hook=None, _paused=None)
+    return new
+
+@patch
 def __deepcopy__(self:Mixer, memo):
-    new = memo[id(self)] = type(self).__new__(type(self))
-    vars(new).update({k: copy.deepcopy(v, memo) for k, v in vars(self).items() if k not in ('_switched', '_hook')}, _switched=None, _hook=None)
+    new = memo[id(self)] = copy.copy(self)
+    vars(new).update(copy.deepcopy(vars(new), memo))
     return new
 
 # %% ../nbs/02_callback.ipynb #b5d151b5

@@ -69,8 +69,9 @@ def class_loss(
 ) -> Tensor|None: # `None` where `pred` and `own` do not fit together: the loss itself will say why
     "Cross entropy against own and partner, each weighted by its share and its class weight, over the sum of those weights"
     axis, flat = 1, noop
-    if isinstance(loss, BaseLoss):
-        if not loss.flatten and pred.ndim > 2: return None
+    if isinstance(loss, BaseLoss) and not loss.flatten: # the classes are where torch wants them, unless fastai moves another axis to the end
+        if loss.axis % pred.ndim != pred.ndim-1: return None
+    elif isinstance(loss, BaseLoss):
         axis = loss.axis % pred.ndim
         if (pred.ndim > 4 and axis != pred.ndim-1) or pred[(slice(None),)*axis + (0,)].shape != own.shape:
             if not loss.is_2d: return None

@@ -147,22 +147,21 @@ class Paste(Mix):
         if not within: raise ValueError(f"`region` must lie within the size {self.size}; got {self.region.tolist()}")
         super().__init__(1 - cells/math.prod(self.size), partner)
 
-    def scale(self, t:Tensor) -> np.ndarray|int:
-        "By how much `t` is larger than `size`: `(d, 1)`, or just 1. Raises a `ValueError` where that is no whole number"
+    def region_in(self, t:Tensor) -> np.ndarray:
+        "The region in the cells of `t`, which may be larger than `size`. Raises a `ValueError` where that is by no whole number"
         self.check(t)
         size = t.shape[t.ndim-len(self.size):]
-        if size == self.size and t.ndim > len(size): return 1
+        if size == self.size and t.ndim > len(size): return self.region
         if t.ndim <= len(self.size) or any(a % b or not a for a,b in zip(size, self.size)):
             raise ValueError(f"a region within {self.size} cannot be pasted into a tensor of shape {tuple(t.shape)}: its last "
                              "dimensions must be that size or a whole multiple of it. Resize it to fit before it is mixed")
-        return np.array([[a//b] for a,b in zip(size, self.size)])
+        return self.region * [[a//b] for a,b in zip(size, self.size)]
 
     def __call__(self,
         t:Tensor, # A tensor of the batch, `(n, …, *size)`, of any dtype; its spatial size may be a whole multiple of `size`
     ) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
         "Mix `t`. Raises a `ValueError` for another batch size, or a size that does not fit"
-        scale, region = self.scale(t), self.region
-        if not isinstance(scale, int): region = region*scale
+        region = self.region_in(t)
         if not self.shift or t.requires_grad: return torch.where(self.mask(t, region), self.others(t), t)
         one, by_numpy = region.ndim == 2, t.is_cpu and t.element_size() in _integers
         if one or by_numpy:
@@ -174,7 +173,8 @@ class Paste(Mix):
                 to, source = to[cells], source[cells]
                 for own, partner in self.halves(): to[own] = source[partner]
             else:
-                for own, (partner, cells) in enumerate(zip(_rotation(self.n, self.shift).tolist(), map(_cells, region.tolist()))):
+                for own, (partner, sides) in enumerate(zip(_rotation(self.n, self.shift).tolist(), region.tolist())):
+                    cells = _cells(sides)
                     to[(own, *cells)] = source[(partner, *cells)]
         else:
             out, mask = torch.empty_like(t), self.mask(t, region)
@@ -240,6 +240,6 @@ def mix_rng(
 ) -> np.random.Generator:
     "A generator for a mixer. Global random streams are left as they are; the process's rank is a part of the seed"
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    rank = torch.distributed.get_rank() if distributed else int(os.environ.get('RANK', 0))
+    rank = torch.distributed.get_rank() if distributed else int(os.environ.get('RANK') or 0)
     if seed is None: seed = int.from_bytes(hashlib.sha256(torch.get_rng_state().numpy().tobytes()).digest()[:8], 'big')
     return np.random.default_rng([rank, seed])

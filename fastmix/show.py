@@ -308,7 +308,8 @@ def _per_sample(mixer, learn, n_targets):
     "Does the learner's loss take one λ per sample in the next batch?"
     loss = learn.loss_func.user_loss if isinstance(learn.loss_func, MixLoss) else learn.loss_func
     if mixer._judged and mixer._judged[0] is loss: return mixer._judged[1]
-    return weighs_samples(loss, n_targets)
+    known = weighs_samples(loss, n_targets)
+    return mixer._verdict if known is None else known
 
 def _fit(ax, k):
     "For how many samples there are axes. Raises a `ValueError` where one lacks some"

@@ -228,6 +228,45 @@ def test_unreduced_within_a_batch(event, loss):
 
 
 @every_mixer
+@pytest.mark.parametrize('stop', [False, True], ids=['finished', 'interrupted'])
+def test_a_batch_goes_on_after_predictions(mixer, stop):
+    "Validation in the midst of a batch is clean, and the batch's loss is weighted all the same; also in batches after one whose predictions were interrupted"
+    def predict():
+        if not learn.training or len(clean) == 2: return
+        kept = {name: getattr(learn, name) for name in ('dl', 'n_iter', 'xb', 'yb', 'pred', 'training')}
+        if stop and not clean:
+            clean.append(None)
+            with learn.added_cbs(callback('before_batch', fail)): learn.get_preds()
+        clean.append(losses())
+        for name, value in kept.items(): setattr(learn, name, value)
+        learn.model.train()
+    def fail(): raise KeyboardInterrupt
+    def losses(): return learn.get_preds(with_loss=True)[2].tolist()
+    clean, loss = [], Loss()
+    learn = learner([mixer(), spy := Spy()], loss)
+    plain = losses()
+    try: learn.fit(1, lr=0., cbs=callback('after_pred', predict, order=10))
+    except KeyboardInterrupt:
+        check_untouched(learn, loss)
+        learn.fit(1, lr=0., cbs=callback('after_pred', predict, order=10))
+    assert clean == ([None, plain] if stop else [plain]*2)
+    check_all(spy, 2)
+    check_untouched(learn.remove_cb(spy), loss)
+
+
+@every_mixer
+def test_copy(mixer):
+    "A shallow copy of a mixer at work is a mixer"
+    learn, copies = learner(mixer(), Loss()), []
+    own = next(cb for cb in learn.cbs if isinstance(cb, Mixer))
+    learn.fit(1, cbs=callback('after_pred', lambda: copies.append(copy.copy(own))))
+    assert type(copies[0]) is type(own)
+    learn = learner([copies[0], spy := Spy()], Loss())
+    learn.fit(1)
+    check_all(spy, 2)
+
+
+@every_mixer
 @pytest.mark.parametrize('when', ['before', 'in the middle', 'after a crash', 'after'])
 def test_deepcopy(when, mixer):
     "A copy is a learner of its own, with a mixer that goes on from where the original is; both train as if there were no other"

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from fastmix.callback import CutMix, ManifoldMixUp, MixChoice, MixUp, mixing_layers
+from fastmix.callback import CutMix, ManifoldMixUp, MixChoice, MixUp, find_layers, mixing_layers
 from helpers import Spy, check, learner, loaders, mixed, samples, weighted
 
 per = pytest.mark.parametrize('per', ['sample', 'batch'])
@@ -82,6 +82,12 @@ def test_a_layer_by_name_or_as_module(way):
     for row in fit(ManifoldMixUp(way(model)), model):
         assert row.hooked == [model[3]] and torch.equal(row.x[0], row.own[0])
         assert_close(row.pred, by_hand(row, model, 3))
+
+
+def test_a_layer_by_its_second_name():
+    model = net()
+    model.add_module('head', model[5])
+    assert find_layers(model, ['head']) == [('head', model[5])] and find_layers(model, [model[5]]) == [('5', model[5])]
 
 
 def test_layers_by_type():

@@ -15,7 +15,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.data.transforms import ColReader, IndexSplitter, Normalize, RandomSplitter, get_image_files
 from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
+from fastai.losses import CrossEntropyLossFlat, FocalLossFlat
 from fastai.tabular.core import Categorify, FillMissing
 from fastai.tabular.core import Normalize as NormalizeColumns
 from fastai.tabular.data import TabularDataLoaders
@@ -523,6 +523,17 @@ def test_the_shares_are_those_that_the_loss_allows(loss, shape):
     else: learn.fit(1)
     assert learn.mix_up.mix.lam.shape == shape
     assert (len(shown) > 1) == (shape == (8,)) and len({ax.get_title()[:4] for ax in show_mix(learn.dls, MixUp(seed=1))}) > 1
+
+
+def test_what_was_known_before_a_stop_is_shown():
+    "The picture is of the batch as it would be trained on next, also after `load_state_dict`"
+    before, after = (learner(MixUp(seed=1), FocalLossFlat()) for _ in range(2))
+    assert len({ax.get_title()[:4] for ax in after.show_mix()}) == 1
+    before.fit(1)
+    after.mix_up.load_state_dict(before.mix_up.state_dict())
+    assert len({ax.get_title()[:4] for ax in after.show_mix()}) > 1
+    after.fit(1)
+    assert after.mix_up.mix.lam.ndim == 1
 
 
 def test_an_unknown_loss_is_shown_with_one_share_until_it_has_been_tried():

@@ -22,7 +22,7 @@ from fastai.vision.all import BBoxBlock, BBoxLblBlock, ImageBlock, MaskBlock, PI
 from torch import nn
 from torch.testing import assert_close
 
-from fastmix.callback import CutMix, MixUp, mix_inputs
+from fastmix.callback import CutMix, MixUp, mix_inputs, mix_targets
 from fastmix.loss import MixLoss
 from fastmix.mix import Blend, mix_rng, rotation
 from helpers import Spy, check, check_all, learner, linear, loaders, mixed, samples
@@ -665,7 +665,7 @@ def test_cross_entropy_by_its_definition(size, partner, settings, dtype):
         counted = share * torch.where(y == settings.get('ignore_index', -100), 0., ones[y.clamp(0, 3)])
         value = value + (share*F.cross_entropy(pred, y, reduction='none', **settings)).sum()
         norm = norm + counted.sum()
-    for loss in nn.CrossEntropyLoss(**settings), partial(F.cross_entropy, **settings), CrossEntropyLossFlat(axis=1, **settings):
+    for loss in nn.CrossEntropyLoss(**settings), partial(F.cross_entropy, **settings), CrossEntropyLossFlat(axis=1, **settings), CrossEntropyLossFlat(flatten=False, **settings):
         switched = MixLoss(loss, mix, (True,))
         assert_close(switched(pred, own), value/norm)
         if not size and dtype == torch.int64: assert torch.autograd.gradgradcheck(lambda p: switched(p, own), (pred,))
@@ -697,6 +697,27 @@ def test_a_loss_with_another_mean_is_found_out():
     for row in spy.rows[6:]:
         lam = row.mix.lam
         assert_close(row.loss, lam*ignores(row.pred, *row.y) + (1-lam)*ignores(row.pred, row.y[0][row.mix.partner]))
+
+
+def test_what_was_seen_of_one_loss_says_nothing_of_the_next():
+    "The first one is interrupted after a batch in which it has left targets out"
+    def stop():
+        if learn.iter == 2: raise KeyboardInterrupt
+    x, y = samples(8*5)
+    y[16:].masked_fill_(torch.arange(24) % 2 == 0, -1)
+    learn = learner([MixUp(), spy := Spy()], loss_func=ignores, dls=loaders((x, y)))
+    with learn.no_bar(), pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Callback(after_batch=lambda cb: stop()))
+    assert [row.mix.lam.ndim for row in spy.rows] == [0, 1, 1]
+    learn.dls, learn.loss_func = loaders(samples(8*4)), FocalLossFlat()
+    with warnings.catch_warnings(), learn.no_bar():
+        warnings.simplefilter('error', UserWarning)
+        learn.fit(2)
+    assert {row.mix.lam.ndim for row in spy.rows[4:]} == {1}
+
+
+def test_a_target_that_is_no_tensor_is_refused():
+    x, y = samples(8)
+    with pytest.raises(TypeError, match='a target of type dict cannot be mixed: give each target as a tensor of its own'): mix_targets(Blend(.5, rotation(8, 1)), ({'label': y},))
 
 
 def test_a_loss_that_leaves_nothing_out_is_watched_for_an_epoch_only():
