@@ -64,6 +64,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fastmix.callback._plain': ('callback.html#_plain', 'fastmix/callback.py'),
                                   'fastmix.callback._plainly': ('callback.html#_plainly', 'fastmix/callback.py'),
                                   'fastmix.callback._real': ('callback.html#_real', 'fastmix/callback.py'),
+                                  'fastmix.callback._restore': ('callback.html#_restore', 'fastmix/callback.py'),
                                   'fastmix.callback._some': ('callback.html#_some', 'fastmix/callback.py'),
                                   'fastmix.callback._tensors': ('callback.html#_tensors', 'fastmix/callback.py'),
                                   'fastmix.callback.find_layers': ('callback.html#find_layers', 'fastmix/callback.py'),

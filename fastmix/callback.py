@@ -359,6 +359,12 @@ def _judge(self:Mixer, loss, verdict):
     if verdict is False: warnings.warn(f"{type(self).__name__}: the loss {loss!r} cannot be weighted sample by sample, so every batch gets one λ instead of one λ per sample")
     return verdict
 
+def _restore(learn, switched):
+    "Put the user's loss back, and return it"
+    loss = switched.restore()
+    if learn.loss_func is switched: learn.loss_func = loss
+    return loss
+
 @patch
 def undo(self:Mixer):
     "End a mixed batch: take the hook off, and put the user's loss back. Interrupted, it can be called again"
@@ -367,8 +373,7 @@ def undo(self:Mixer):
     if not self._switched: return
     learn, switched = self._switched
     self.weighted = switched.still_weighted(learn.yb)
-    loss = switched.restore()
-    if learn.loss_func is switched: learn.loss_func = loss
+    loss = _restore(learn, switched)
     self._switched = None
     if switched.separable is not None: self._judge(loss, switched.separable)
     if switched.plain is not None:
@@ -393,10 +398,7 @@ def before_validate(self:Mixer):
     batch, self._switched = self._switched, None
     self.undo()
     self._paused = batch and (*batch, dict(mix=batch[1].mix, inputs=batch[1].inputs))
-    if not batch: return
-    learn, switched = batch
-    loss = switched.restore()
-    if learn.loss_func is switched: learn.loss_func = loss
+    if batch: _restore(*batch)
 
 @patch
 def after_validate(self:Mixer):
