@@ -22,7 +22,7 @@ import numpy as np
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
 from fastai.learner import Learner
-from fastai.torch_core import TensorImageBase, retain_type
+from fastai.torch_core import TensorImageBase, retain_meta
 from fastai.vision.core import TensorPoint
 from fastcore.basics import init_args, patch, store_attr
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ def is_spatial(
     return (extra == 0 and (d > 1 or fits)) or (extra == 1 and (fits or target.shape[1] == 1))
 
 # %% ../nbs/02_callback.ipynb #4d241b51
-def _plainly(f, t): return f(t) if type(t) is Tensor else retain_type(f(_plain(t)), t)
+def _plainly(f, t): return f(t) if type(t) is Tensor else retain_meta(t, f(_plain(t)).as_subclass(type(t)))
 
 def _tensors(batch):
     "All tensors in a batch, nested in whatever tuples, lists and dictionaries, without a type of their own"
@@ -62,13 +62,13 @@ def _tensors(batch):
 def _nested(f, o):
     "`o` with `f` of every tensor in it"
     if isinstance(o, Tensor): return f(o)
-    if isinstance(o, MutableMapping):
-        new = copy.copy(o) # of whatever kind
-        for k, v in o.items(): new[k] = _nested(f, v)
-        return new
-    if not isinstance(o, (tuple, list)): return o
-    values = [_nested(f, v) for v in o]
-    return type(o)(*values) if hasattr(o, '_fields') else type(o)(values) # a namedtuple takes them one by one
+    if isinstance(o, (tuple, list)):
+        values = [_nested(f, v) for v in o]
+        return type(o)(*values) if hasattr(o, '_fields') else type(o)(values) # a namedtuple takes them one by one
+    if not isinstance(o, MutableMapping): return o
+    new = copy.copy(o) # of whatever kind
+    for k, v in o.items(): new[k] = _nested(f, v)
+    return new
 
 def _has_places(t, size):
     "Is `t` an input with these spatial dimensions, with channels or without?"
@@ -261,7 +261,7 @@ class Mixer(Callback):
 
     def draw_mix(self, x:Tensor, rng:np.random.Generator) -> Mix:
         "Draw λ, and with it the mix for a batch"
-        return self.draw(x, draw_lam(self.alpha, rng, len(x) if self.per == 'sample' else None, self.fold), rng)
+        return self.draw(x, draw_lam(self.alpha, rng, x.shape[0] if self.per == 'sample' else None, self.fold), rng)
 
     def pick(self,
         done:float|None, # How much of the fit is done, in [0, 1]. `None`: mix in any case
@@ -287,13 +287,13 @@ class Mixer(Callback):
 
     def place(self,
         learn, # The `Learner`
+        inputs:list, # The inputs of the batch
         rng:np.random.Generator,
     ) -> tuple|None: # Name and module of the layer whose input is mixed; `None` for the model's own input
         "Where the next batch is mixed: at the input of the model, unless the method says otherwise"
 
-    def input_of(self, xb) -> Tensor:
+    def input_of(self, inputs:list) -> Tensor:
         "The input that the mix is drawn for: the smallest one of those with most spatial dimensions, else the first. Raises a `TypeError` for integers"
-        inputs = list(_tensors(xb))
         for x in inputs:
             if not _blends(x):
                 raise TypeError(f"{type(self).__name__} got an input of {x.dtype}, shape {tuple(x.shape)}: category codes, token ids and bytes have nothing in between. "
@@ -314,14 +314,14 @@ def before_train(self:Mixer):
 @patch
 def before_batch(self:Mixer):
     "Draw a mix, rewrite the inputs and targets, and have the loss weighted for targets that are not mixed"
-    self.mix, x = None, next(_tensors(self.learn.xb), None)
-    if x is None or x.ndim == 0: raise TypeError(f"{type(self).__name__} found no input with a batch dimension in {[type(o).__name__ for o in self.learn.xb]}")
+    self.mix, inputs = None, list(_tensors(self.learn.xb))
+    if not inputs or (x := inputs[0]).ndim == 0: raise TypeError(f"{type(self).__name__} found no input with a batch dimension in {[type(o).__name__ for o in self.learn.xb]}")
     if x.shape[0] < 2: return
     if self.rng is None: self.rng = mix_rng(self.seed)
     mixer = self.pick(round(getattr(self.learn, 'pct_train', 0.), 9), self.rng)
     if mixer is None: return
-    place = mixer.place(self.learn, self.rng)
-    mix, loss = mixer.draw_mix(x if place else mixer.input_of(self.learn.xb), self.rng), self.learn.loss_func
+    place = mixer.place(self.learn, inputs, self.rng)
+    mix, loss = mixer.draw_mix(x if place else mixer.input_of(inputs), self.rng), self.learn.loss_func
     if isinstance(loss, MixLoss): loss = loss.user_loss
     yb, weighted = mix_targets(mix, self.learn.yb)
     trial = any(weighted) and mix.lam.ndim == 1 and (can := self.per_sample(loss, len(yb))) is not True
@@ -461,11 +461,11 @@ class MixUp(Mixer):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
         super().__init__(alpha, per, p, start, stop, seed)
 
-    def draw(self, x, lam, rng): return Blend(lam, draw_partner(len(x), rng))
+    def draw(self, x, lam, rng): return Blend(lam, draw_partner(x.shape[0], rng))
 
-    def place(self, learn, rng):
+    def place(self, learn, inputs, rng):
         "Codes of a fastai model for tables or text are mixed where it has made floating point of them"
-        if all(_blends(x) for x in _tensors(learn.xb)): return None
+        if all(map(_blends, inputs)): return None
         layers = from_codes(unwrap(learn.model))
         return find_layers(learn.model, layers)[0] if layers else None
 
@@ -485,7 +485,7 @@ class CutMix(Mixer):
     def draw(self, x, lam, rng):
         size = tuple(x.shape[2:])
         if not 1 <= len(size) <= 3: raise ValueError(f"CutMix pastes a region, so the input must be (n, c, *size) with 1 to 3 spatial dimensions; got shape {tuple(x.shape)}. Use MixUp")
-        return Paste(draw_region(lam, size, rng), size, draw_partner(len(x), rng))
+        return Paste(draw_region(lam, size, rng), size, draw_partner(x.shape[0], rng))
 
 # %% ../nbs/02_callback.ipynb #e8f34f21
 class ManifoldMixUp(Mixer):
@@ -509,13 +509,13 @@ class ManifoldMixUp(Mixer):
         store_attr('layers')
         self._found = None
 
-    def draw(self, x, lam, rng): return Blend(lam, draw_partner(len(x), rng))
+    def draw(self, x, lam, rng): return Blend(lam, draw_partner(x.shape[0], rng))
 
     def prepare(self, learn): self._found = find_layers(learn.model, self.layers)
 
     def after_fit(self): self._found = None
 
-    def place(self, learn, rng):
+    def place(self, learn, inputs, rng):
         if self._found is None: self.prepare(learn)
         return self._found[rng.integers(len(self._found))]
 

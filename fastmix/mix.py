@@ -28,7 +28,7 @@ class Mix:
         partner:Sequence|np.ndarray|Tensor, # `(n,)`: index in the batch of each sample's partner
     ):
         "Raises a `ValueError` if `lam` lies outside [0, 1], if a partner lies outside the batch, or if the two differ in length"
-        partner, lam = np.asarray(partner), np.asarray(lam, dtype=np.float32).copy()
+        partner, lam = np.asarray(partner), np.array(lam, dtype=np.float32)
         n = partner.size
         if not n or partner.ndim != 1 or partner.dtype.kind not in 'iu': raise ValueError(_wrong_partner(partner))
         partner = partner.astype(np.int64, copy=False)
@@ -50,7 +50,7 @@ class Mix:
 
     def check(self, t:Tensor):
         "Raise a `ValueError` unless `t` is a tensor of the batch that this mix was drawn for"
-        if t.shape[:1] != (self.n,):
+        if not t.ndim or t.shape[0] != self.n:
             raise ValueError(f"this mix was drawn for a batch of {self.n}, and got a tensor of shape {tuple(t.shape)}: "
                              "its first dimension must be the batch")
 

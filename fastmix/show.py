@@ -295,13 +295,12 @@ def _show_table(b, figsize, ax, **kwargs):
     return np.array([ax])
 
 # %% ../nbs/03_show.ipynb #c157808e
-def _place(mixer, learn, xb, rng):
+def _place(mixer, learn, inputs, rng):
     "At the input of which layer `mixer` mixes next: its name, '' for one not known without a learner, `None` for the model's own input"
     if learn is None:
-        return '' if isinstance(mixer, ManifoldMixUp) or (type(mixer).place is not Mixer.place and not all(map(_blends, _tensors(xb)))) else None
-    look = SimpleNamespace(**{**vars(learn), 'xb': xb})
-    mixer.prepare(look)
-    place = mixer.place(look, rng)
+        return '' if isinstance(mixer, ManifoldMixUp) or (type(mixer).place is not Mixer.place and not all(map(_blends, inputs))) else None
+    mixer.prepare(learn)
+    place = mixer.place(learn, inputs, rng)
     return place and place[0]
 
 def _per_sample(mixer, learn, n_targets):
@@ -369,10 +368,9 @@ def show_mix(
     part = mixer.pick(None, rng)
     with untouched(_train(dls), seed), _as_it_was(part), torch.no_grad():
         batch, n_inp = _batch(dls)
-        xb, yb = batch[:n_inp], batch[n_inp:]
-        x = next(_tensors(xb))
-        place = _place(part, learn, xb, rng)
-        mix = part.draw_mix(part.input_of(xb) if place is None else x, rng)
+        inputs, yb = list(_tensors(batch[:n_inp])), batch[n_inp:]
+        place = _place(part, learn, inputs, rng)
+        mix = part.draw_mix(part.input_of(inputs) if place is None else inputs[0], rng)
         if learn and mix.lam.ndim and any(mix_targets(mix, yb)[1]) and not _per_sample(mixer, learn, len(yb)): mix = mix.first()
         b = _mixed(dls.train, batch, n_inp, mix, min(max_n or (max(1, np.size(ax)) if ax is not None else 9 if place is None and not sources else 4), mix.n), place)
     if not b.parts: return _show_table(b, figsize, ax, **kwargs)
@@ -425,7 +423,7 @@ def show_mixers(
 
 def _pair(dl, pair, n_inp, mixer, lam, rng):
     "A pair of samples as `mixer` mixes it with `lam`"
-    with _as_it_was(mixer): mix = mixer.draw(mixer.input_of(pair[:n_inp]), np.full(2, lam) if mixer.per == 'sample' else lam, rng)
+    with _as_it_was(mixer): mix = mixer.draw(mixer.input_of(list(_tensors(pair[:n_inp]))), np.full(2, lam) if mixer.per == 'sample' else lam, rng)
     b = _mixed(dl, pair, n_inp, mix, 1)
     b.parts = b.parts[:1]
     return b
