@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 
 
-def interleave(calls, rounds, warmup=2, most=60.):
+def interleave(calls, rounds, warmup=2, most=60., rarest=5):
     """The seconds that each of `calls` (name -> function) took in each round.
 
     Every round runs the calls in an order drawn anew, so that a slow phase of the machine hits them all and none always follows the
     same other. One that takes over four times as long as the fastest joins in every second round, over eight times in every third, and so on, up
-    to every fifth. What a call returns is released within its time. At most about `most` seconds, but three rounds.
+    to every `rarest`th; with 1, all join in all. What a call returns is released within its time. At most about `most` seconds, but three rounds.
     """
     order, times, start = random.Random(0), {name: [] for name in calls}, time.perf_counter()
     every = dict.fromkeys(calls, 1)
@@ -32,7 +32,7 @@ def interleave(calls, rounds, warmup=2, most=60.):
                 times[name].append(time.perf_counter() - begin)
             if i == -1:
                 fastest = min(t[-1] for t in times.values())
-                every = {name: min(1 + int(t[-1]/fastest/4), 5) for name, t in times.items()}
+                every = {name: min(1 + int(t[-1]/fastest/4), rarest) for name, t in times.items()}
                 times = {name: [] for name in calls}
             gc.collect(0)
     finally:

@@ -25,7 +25,7 @@ CASES = [
     ((4, 1, 64, 128, 128), 'float32', 'contiguous'),
     ((4, 1, 64, 128, 128), 'bfloat16', 'contiguous'),
 ]
-FULL = dict(cases=CASES, rounds=30, most=22., memory=[CASES[i] for i in (0, 1, 2, 6)], steps=((64, 3, 32, 32), 8, 8), python=100,
+FULL = dict(cases=CASES, rounds=30, most=22., memory=[CASES[i] for i in (0, 1, 2, 6)], steps=((64, 3, 32, 32), 2, 25), python=100,
             losses={'classes': ((256, 1000), 60), 'segmentation': ((8, 21, 512, 512), 8)},
             sizes=([16, 32, 64, 128, 256], 128, 32, [64, 96, 128, 192, 256, 384], 25))
 QUICK = dict(cases=[((4, 3, 8, 8), 'float32', 'contiguous'), ((4, 3, 8, 8), 'bfloat16', 'channels_last'), ((4, 1, 4, 8, 8), 'float32', 'contiguous')],
@@ -48,14 +48,20 @@ class Run:
 
     def add(self, section, case='', **kwargs): self.rows.append({**dict.fromkeys(COLUMNS, ''), 'section': section, 'case': case, **kwargs})
 
-    def timed(self, section, case, calls, base, rounds, unit, most=60., warmup=2):
-        "Time `calls`, (description as a dictionary, function) by name, and add a row for each: a multiple of the one named `base`"
+    def timed(self, section, case, calls, base, rounds, unit, most=60., warmup=2, paired=False):
+        """Time `calls`, (description as a dictionary, function) by name, and add a row for each: a multiple of the one named `base`.
+
+        The multiple is that of the medians. `paired`: the median of the multiples in each round, for calls so long that the machine is
+        now fast and now slow while they run; then `spread` is that of the multiples.
+        """
         functions = {name: call for name, (_, call) in calls.items()}
-        best = quietly(lambda: interleave(functions, rounds, warmup, most), base, until=self.until)
+        best = quietly(lambda: interleave(functions, rounds, warmup, most, 1 if paired else 5), base, until=self.until)
         medians = {name: statistics.median(times) for name, times in best.times.items()}
+        yardstick = np.array(best.times[base]) if paired else medians[base]
         for name, (description, _) in calls.items():
-            self.add(section, case, **description, value=medians[name]/medians[base], unit=unit, ms=1e3*medians[name],
-                     spread=spread(best.times[name]), rounds=len(best.times[name]), load=best.load, others=best.others)
+            multiples = np.array(best.times[name])/yardstick
+            self.add(section, case, **description, value=np.median(multiples), unit=unit, ms=1e3*medians[name],
+                     spread=spread(multiples), rounds=len(multiples), load=best.load, others=best.others)
         print(f'  {section}, {case}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, '
               f'yardstick {1e3*medians[base]:.3g} ms ± {best.spread/2:.0%}, {len(best.times[base])} rounds, attempt {best.attempts}', flush=True)
         return best, medians
@@ -114,7 +120,7 @@ def whole_steps(run, shape, n, rounds):
     calls = steps.training(*batch(shape, 'float32', 'contiguous'), n)
     calls = {f'{library} {name}': (dict(library=library, name=name), call) for (library, name), call in calls.items()}
     case = f"small ResNet, {'×'.join(map(str, shape))}"
-    _, medians = run.timed('step', case, calls, 'torch no callback', rounds, 'step without a callback', warmup=1)
+    run.timed('step', case, calls, 'torch no callback', rounds, 'step without a callback', warmup=1, paired=True)
     for row in run.rows:
         if row['section'] == 'step': row['ms'] /= n
 

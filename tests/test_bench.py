@@ -129,6 +129,24 @@ def test_the_quietest_attempt_counts():
     assert late.times is attempts[0] and late.attempts == 1
 
 
+def test_pairs_leave_the_speed_of_the_machine_out(monkeypatch):
+    times = {'base': [1., 4., 2., 8.], 'other': [1.5, 6., 2.9, 12.4]} # now fast, now slow
+    monkeypatch.setattr(run, 'interleave', lambda calls, *args: times)
+    for paired in False, True:
+        table = run.Run(0)
+        table.timed('step', '', {name: ({}, None) for name in times}, 'base', 4, '', paired=paired)
+        base, other = table.rows
+        assert base['value'] == 1 and other['rounds'] == 4
+        assert other['value'] == (pytest.approx(1.5) if paired else pytest.approx(4.45/3))
+        assert (other['spread'] < .05) == paired and (base['spread'] == 0) == paired
+
+
+def test_all_calls_join_in_all_rounds_where_asked_to():
+    calls = {'quick': lambda: None, 'slow': lambda: sum(range(200_000))}
+    times = measure.interleave(calls, rounds=4, warmup=1, rarest=1)
+    assert len(times['quick']) == len(times['slow']) == 4
+
+
 def test_a_slope_of_one_is_linear():
     rows = pd.DataFrame(dict(case=[f'{n}×3×224×224 float32' for n in (8, 16, 64)], ms=[8., 16., 64.]))
     assert report.slope(rows) == pytest.approx(1)
