@@ -31,7 +31,7 @@ FULL = dict(cases=CASES, rounds=30, most=22., memory=[CASES[i] for i in (0, 1, 2
 QUICK = dict(cases=[((4, 3, 8, 8), 'float32', 'contiguous'), ((4, 3, 8, 8), 'bfloat16', 'channels_last'), ((4, 1, 4, 8, 8), 'float32', 'contiguous')],
              rounds=3, most=2., memory=[((64, 3, 128, 128), 'float32', 'contiguous')], steps=((8, 3, 8, 8), 2, 3), python=3,
              losses={'classes': ((8, 10), 3), 'segmentation': ((2, 3, 8, 8), 3)}, sizes=([2, 4], 8, 2, [8, 16], 3))
-COLUMNS = ['section', 'case', 'library', 'name', 'kind', 'method', 'per', 'in_place', 'value', 'unit', 'ms', 'spread', 'rounds', 'load', 'others', 'note']
+COLUMNS = ['section', 'case', 'library', 'name', 'kind', 'method', 'per', 'in_place', 'value', 'unit', 'ms', 'fastest', 'spread', 'rounds', 'load', 'others', 'note']
 
 
 def title(shape, dtype, layout): return f"{'×'.join(map(str, shape))} {dtype}" + ('' if layout == 'contiguous' else f', {layout}')
@@ -42,13 +42,19 @@ def batch(shape, dtype, layout):
     return peers.laid_out(torch.randn(shape), dtype, layout), torch.randint(0, peers.CLASSES, (shape[0],))
 
 
+def timing(best, name, steps=1):
+    "The columns that say how a call of `steps` steps was timed"
+    times = best.times[name]
+    return dict(ms=1e3*statistics.median(times)/steps, fastest=1e3*min(times)/steps, spread=spread(times), rounds=len(times), load=best.load, others=best.others)
+
+
 class Run:
     "The rows so far, and how long another attempt may still begin"
     def __init__(self, patience): self.rows, self.until = [], time.perf_counter() + patience
 
     def add(self, section, case='', **kwargs): self.rows.append({**dict.fromkeys(COLUMNS, ''), 'section': section, 'case': case, **kwargs})
 
-    def timed(self, section, case, calls, base, rounds, unit, most=60., warmup=2, paired=False):
+    def timed(self, section, case, calls, base, rounds, unit, most=60., warmup=2, paired=False, steps=1):
         """Time `calls`, (description as a dictionary, function) by name, and add a row for each: a multiple of the one named `base`.
 
         The multiple is that of the medians. `paired`: the median of the multiples in each round, for calls so long that the machine is
@@ -56,15 +62,12 @@ class Run:
         """
         functions = {name: call for name, (_, call) in calls.items()}
         best = quietly(lambda: interleave(functions, rounds, warmup, most, 1 if paired else 5), base, until=self.until)
-        medians = {name: statistics.median(times) for name, times in best.times.items()}
-        yardstick = np.array(best.times[base]) if paired else medians[base]
+        yardstick = np.array(best.times[base]) if paired else statistics.median(best.times[base])
         for name, (description, _) in calls.items():
             multiples = np.array(best.times[name])/yardstick
-            self.add(section, case, **description, value=np.median(multiples), unit=unit, ms=1e3*medians[name],
-                     spread=spread(multiples), rounds=len(multiples), load=best.load, others=best.others)
+            self.add(section, case, **description, value=np.median(multiples), unit=unit, **{**timing(best, name, steps), 'spread': spread(multiples)})
         print(f'  {section}, {case}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, '
-              f'yardstick {1e3*medians[base]:.3g} ms ± {best.spread/2:.0%}, {len(best.times[base])} rounds, attempt {best.attempts}', flush=True)
-        return best, medians
+              f'yardstick {timing(best, base)["ms"]:.3g} ms ± {best.spread/2:.0%}, {len(best.times[base])} rounds, attempt {best.attempts}', flush=True)
 
 
 def describe(way): return dict(library=way.library, name=way.name, kind=way.kind, method=way.method, per=way.per, in_place='yes' if way.in_place else '')
@@ -120,9 +123,7 @@ def whole_steps(run, shape, n, rounds):
     calls = steps.training(*batch(shape, 'float32', 'contiguous'), n)
     calls = {f'{library} {name}': (dict(library=library, name=name), call) for (library, name), call in calls.items()}
     case = f"small ResNet, {'×'.join(map(str, shape))}"
-    run.timed('step', case, calls, 'torch no callback', rounds, 'step without a callback', warmup=1, paired=True)
-    for row in run.rows:
-        if row['section'] == 'step': row['ms'] /= n
+    run.timed('step', case, calls, 'torch no callback', rounds, 'step without a callback', warmup=1, paired=True, steps=n)
 
 
 def python_time(run, rounds):
@@ -134,10 +135,9 @@ def python_time(run, rounds):
             calls = steps.events(*pair, part)
             calls = {f'{library} {name}': (dict(library=library, name=name, kind=kind), call) for (library, name), call in calls.items()}
             best = quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds), 'torch no callback', until=run.until)
-            median = {name: 1e6*statistics.median(times)/steps.IN_A_ROW for name, times in best.times.items()}
+            rows = {name: timing(best, name, steps.IN_A_ROW) for name in calls}
             for name, (description, _) in calls.items():
-                run.add('python', '64×1×8×8 float32, one thread', **description, value=median[name] - median['torch no callback'], unit='µs',
-                        ms=median[name]/1e3, spread=spread(best.times[name]), rounds=len(best.times[name]), load=best.load, others=best.others)
+                run.add('python', '64×1×8×8 float32, one thread', **description, value=1e3*(rows[name]['ms'] - rows['torch no callback']['ms']), unit='µs', **rows[name])
             print(f'  python, {kind}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, attempt {best.attempts}', flush=True)
 
 
@@ -153,10 +153,10 @@ def sizes(run, batches, side, n, sides, rounds):
             calls |= {(case, w.name): (describe(w), w.run) for w in peers.fastmix(x, y) if w.kind == 'call'}
         with kept_memory() as kept:
             best = quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds, most=15.), (title(shapes[-1], 'float32', 'contiguous'), 'clone'), until=run.until)
-        median = {name: statistics.median(times) for name, times in best.times.items()}
+        rows = {name: timing(best, name) for name in calls}
         for (case, name), (description, _) in calls.items():
-            run.add('size', case, **{**description, 'kind': what}, value=median[case, name]/median[case, 'clone'], unit='clone', ms=1e3*median[case, name],
-                    spread=spread(best.times[case, name]), rounds=len(best.times[case, name]), load=best.load, others=best.others, note='' if kept else 'memory not kept: this C library cannot be told so')
+            run.add('size', case, **{**description, 'kind': what}, value=rows[case, name]['ms']/rows[case, 'clone']['ms'], unit='clone', **rows[case, name],
+                    note='' if kept else 'memory not kept: this C library cannot be told so')
         print(f'  size, {what}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, attempt {best.attempts}', flush=True)
 
 

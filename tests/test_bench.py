@@ -129,6 +129,16 @@ def test_the_quietest_attempt_counts():
     assert late.times is attempts[0] and late.attempts == 1
 
 
+def test_python_time_is_what_the_callback_adds(table):
+    found, rows = report.python_time(table), report.figures(table, 'python')
+    assert list(found.columns) == [*steps.PARTS, "events, fastai's types"] and len(found) == len(steps.ARMS)
+    events = rows[rows.kind == 'events'].set_index(['library', 'name'])
+    ours, nothing = events.loc['fastmix', 'MixUp()'], events.loc['torch', 'no callback']
+    assert found['events']['fastmix MixUp()'] == f'{1000*(ours.ms-nothing.ms):.0f} ({1000*(ours.fastest-nothing.fastest):.0f})'
+    assert found['events']['(a callback that does nothing)'] == f'{1000*nothing.ms:.0f} ({1000*nothing.fastest:.0f})'
+    assert (events.fastest <= events.ms).all() and (events.fastest > 0).all()
+
+
 def test_pairs_leave_the_speed_of_the_machine_out(monkeypatch):
     times = {'base': [1., 4., 2., 8.], 'other': [1.5, 6., 2.9, 12.4]} # now fast, now slow
     monkeypatch.setattr(run, 'interleave', lambda calls, *args: times)
