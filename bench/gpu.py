@@ -74,7 +74,7 @@ def seconds(calls, device, runs, queued=False):
                 start.record()
                 begin = time.perf_counter()
                 calls[name]()
-                if i < 3: asking[name] = min(max(asking[name], time.perf_counter() - begin), .5) # a call that waits for the device sleeps longer each time
+                if 0 < i < 3: asking[name] = min(max(asking[name], time.perf_counter() - begin), .5) # a call that waits for the device sleeps longer each time
                 end.record()
                 end.synchronize()
                 took = start.elapsed_time(end)/1e3
@@ -101,9 +101,10 @@ def training_step(learn, x, y):
 
     def step(around=contextlib.nullcontext):
         learn.xb, learn.yb = (x,), (y,)
-        with around(): learn('before_batch')
-        pred = learn.model(*learn.xb)
-        learn('after_pred')
+        with around():
+            learn('before_batch')
+            pred = learn.model(*learn.xb) # in which a layer's input is mixed
+            learn('after_pred')
         with around(): loss = learn.loss_func(pred.float(), *learn.yb)
         loss.backward()
         opt.step()
@@ -115,18 +116,18 @@ def training_step(learn, x, y):
 
 
 def fault(run):
-    "The first line of the error that `run` raises, or nothing"
+    "What went wrong in `run`, or nothing"
     try: run()
-    except Exception as error: return f'{type(error).__name__}: {str(error).strip()}'.splitlines()[0]
+    except Exception as error: return f'{type(error).__name__}: {peers.reason(error)}'
     return ''
 
 
 def waits(device, shape=(8, 3, 64, 64), steps=4, mixers=MIXERS, model=resnet):
-    """Does the host ever wait for the device in the mixer's events or in the loss? For each mixer and loss torch's error, or nothing.
+    """Does the host ever wait for the device in the mixer's events, in the model or in the loss? For each mixer and loss torch's error, or nothing.
 
     The first batches are left out: a loss that fastmix does not know is tried once, and the answer is read.
     """
-    found = {}
+    found, mixers = {}, {**mixers, 'ManifoldMixUp': lambda: ours.ManifoldMixUp(torch.nn.Conv2d, per='sample', seed=0)}
     losses = {'CrossEntropyLossFlat()': CrossEntropyLossFlat(), 'CrossEntropyLoss(weight)': torch.nn.CrossEntropyLoss(weight=torch.ones(CLASSES, device=device)),
               'MultiMarginLoss()': torch.nn.MultiMarginLoss()}
     for name, mixer in mixers.items():
@@ -135,6 +136,30 @@ def waits(device, shape=(8, 3, 64, 64), steps=4, mixers=MIXERS, model=resnet):
             step = training_step(learner(x, y, mixer(), loss, model(device)), x, y)
             for _ in range(4): step() # `MixChoice` takes some batches to come to each of its mixers
             found[f'{name}, {loss_name}'] = fault(lambda: [step(lambda: no_waiting(device)) for _ in range(steps)])
+    return found
+
+
+def runs_ahead(device, shape=(8, 3, 64, 64), mixers=MIXERS, model=resnet):
+    """For each mixer: has the host asked for the mix and its loss while the device is still busy with what came before?
+
+    Torch tells of the waiting that it orders itself; CUDA may wait in a copy as well, which shows only in this way.
+    """
+    found, cuda = {}, torch.device(device).type == 'cuda'
+    for name, mixer in mixers.items():
+        x, y = batch(device, shape)
+        learn = learner(x, y, mixer(), CrossEntropyLossFlat())
+        pred, ahead = model(device)(x).float().detach().requires_grad_(), []
+        for i in range(8):
+            learn.xb, learn.yb = (x,), (y,)
+            if cuda:
+                torch.cuda.synchronize()
+                if i == 0: per_second = clock()
+                torch.cuda._sleep(int(.1*per_second))
+            learn('before_batch')
+            learn.loss_func(pred, *learn.yb)
+            learn('after_batch')
+            ahead.append(not (cuda and torch.cuda.current_stream().query()))
+        found[name] = all(ahead[4:]) # what is loaded with the first batches may take its time
     return found
 
 
@@ -158,6 +183,7 @@ def kernels(device, shape=(8, 3, 64, 64)):
         x, y = batch(device, shape, torch.float32)
         step = training_step(learner(x, y, mixer, CrossEntropyLossFlat(), resnet(device, torch.float32)), x, y)
         for _ in range(3): step()
+        if cuda: torch.cuda.synchronize()
         with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA]*cuda) as profiler:
             step()
             if cuda: torch.cuda.synchronize()
@@ -194,31 +220,61 @@ def mixing(device, shape, runs):
 
 
 def overhead(device, shape, runs):
-    "The seconds of a ResNet-18's training step in bf16 and channels_last, without a callback and with each"
+    """The seconds of a ResNet-18's training step, parameters in bf16 and channels_last, without a callback and with each.
+
+    Several steps in a row, as in training: the host asks for one while the device is at the last.
+    """
     x, y = batch(device, shape)
-    mixers = {'no callback': None, **{name: mixer() for name, mixer in MIXERS.items()}}
-    return seconds({name: training_step(learner(x, y, mixer, CrossEntropyLossFlat(), resnet(device)), x, y) for name, mixer in mixers.items()}, device, runs)
+    mixers, row = {'no callback': None, **{name: mixer() for name, mixer in MIXERS.items()}}, 8
+    steps = {name: training_step(learner(x, y, mixer, CrossEntropyLossFlat(), resnet(device)), x, y) for name, mixer in mixers.items()}
+    took = seconds({name: lambda step=step: [step() for _ in range(row)] for name, step in steps.items()}, device, max(runs//row, 2))
+    return {name: t/row for name, t in took.items()}
 
 
 def measured(device, shape, runs):
-    "All of it, as rows of a table: what, the figure, its unit, what it should be, and whether it is"
-    rows = []
-    def add(what, name, value, unit, aim='', met=''): rows.append(dict(what=what, name=name, value=value, unit=unit, aim=aim, met='' if met == '' else ('yes' if met else 'no')))
-    for what, found in ('the host never waits', waits(device)), ('no graph break, no recompilation', compiled(device)):
-        for name, error in found.items(): add(what, name, error, '', 'no error', not error)
-    counts = kernels(device)
-    for name, n in counts.items(): add('kernels and copies per step', name, n - counts['no callback']*(name != 'no callback'), 'per step' if name == 'no callback' else 'more')
-    speed = bandwidth(device, shape, runs)
-    for name, value in speed.items():
-        share = value/speed['x.clone()']
-        add('bandwidth, bf16', name, value, 'GB/s', *(('85 % of the copy', share >= .85) if name.startswith('MixUp') else ()))
-        add('bandwidth, bf16', name, 100*share, '% of the copy')
-    for name, value in mixing(device, shape, runs).items(): add('mixing one batch, float32', name, value, 'clones')
-    took = overhead(device, shape, runs)
-    for name, t in took.items():
-        add('step of a ResNet-18, bf16, channels_last', name, 1e3*t, 'ms')
-        if name != 'no callback': add('step of a ResNet-18, bf16, channels_last', name, more := 100*(t/took['no callback'] - 1), '% more', 'at most 1 %', more <= 1)
-    return pd.DataFrame(rows)
+    """All of it, as rows of a table, each as soon as it is there: what, the figure, its unit, what it should be, and whether it is.
+
+    What fails as a whole is a row with its error, and the next follows.
+    """
+    def row(what, name, value, unit='', aim='', met=''): return dict(what=what, name=name, value=value, unit=unit, aim=aim, met='' if met == '' else ('yes' if met else 'no'))
+
+    def errors(what, found):
+        for name, error in found.items(): yield row(what, name, error, '', 'no error', not error)
+
+    def ahead(what):
+        for name, is_ahead in runs_ahead(device).items(): yield row(what, name, 'yes' if is_ahead else 'no', '', 'yes', is_ahead)
+
+    def counts(what):
+        found = kernels(device)
+        for name, n in found.items(): yield row(what, name, n - found['no callback']*(name != 'no callback'), 'per step' if name == 'no callback' else 'more')
+
+    def speeds(what):
+        found = bandwidth(device, shape, runs)
+        for name, value in found.items():
+            share = value/found['x.clone()']
+            yield row(what, name, value, 'GB/s', *(('85 % of the copy', share >= .85) if name.startswith('MixUp') else ()))
+            yield row(what, name, 100*share, '% of the copy')
+
+    def clones(what):
+        for name, value in mixing(device, shape, runs).items(): yield row(what, name, value, 'clones')
+
+    def steps(what):
+        found = overhead(device, shape, runs)
+        for name, t in found.items():
+            yield row(what, name, 1e3*t, 'ms')
+            if name != 'no callback': yield row(what, name, more := 100*(t/found['no callback'] - 1), '% more', 'at most 1 %', more <= 1)
+
+    for what, part in {
+        'the host never waits': lambda what: errors(what, waits(device)), 'the host runs ahead': ahead,
+        'no graph break, no recompilation': lambda what: errors(what, compiled(device)), 'kernels and copies per step': counts,
+        'bandwidth, bf16': speeds, 'mixing one batch, float32': clones, 'step of a ResNet-18, bf16, channels_last': steps,
+    }.items():
+        found = []
+        error = fault(lambda: found.extend(part(what)))
+        yield from found
+        if error: yield row(what, 'not measured', error, '', 'no error', False)
+    for name, value in measure.machine().items(): yield row('machine', name, value)
+    for name, value in measure.versions().items(): yield row('version', name, value)
 
 
 def main(arguments=None):
@@ -226,15 +282,18 @@ def main(arguments=None):
     parser.add_argument('--device', default='cuda', help='cuda, or cpu for a rehearsal (%(default)s)')
     parser.add_argument('--out', type=Path, default=Path('results/bench'), help='folder for gpu.csv (%(default)s)')
     options = parser.parse_args(arguments)
-    if options.device.startswith('cuda') and not torch.cuda.is_available():
+    device = torch.device(options.device)
+    if device.type == 'cuda' and not torch.cuda.is_available():
         print('No GPU here: nothing was measured. `python -m bench.gpu --device cpu` rehearses the script.')
         return None
-    rehearsal = torch.device(options.device).type == 'cpu'
-    table = measured(options.device, **(REHEARSAL if rehearsal else FULL))
+    if device.type == 'cuda' and device.index: torch.cuda.set_device(device) # whose clock and events are asked for
     options.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(options.out/'gpu.csv', index=False)
-    if rehearsal: print('A rehearsal on the CPU: these figures mean nothing.')
-    print(', '.join(f'{name} {value}' for name, value in {**measure.machine(), **measure.versions()}.items()))
+    rows = []
+    for row in measured(device, **(REHEARSAL if device.type == 'cpu' else FULL)):
+        rows.append(row)
+        pd.DataFrame(rows).to_csv(options.out/'gpu.csv', index=False)
+    table = pd.DataFrame(rows)
+    if device.type == 'cpu': print('A rehearsal on the CPU: these figures mean nothing.')
     print(table.to_string(index=False, float_format='{:.3g}'.format))
     return table
 

@@ -55,15 +55,16 @@ def processor_seconds():
     return used, used + idle + iowait
 
 
-def quietly(measure, base, attempts=3, most=.1, until=float('inf')):
+def quietly(measure, base, attempts=3, most=.1, patience=float('inf')):
     """Run `measure`, which returns the times of each call, until it was quiet, and return the quietest attempt.
 
     Quiet means: other processes had less than `most` of the processors, and the times of `base`, the yardstick, spread by less than
-    twice that. Another attempt begins only before `until`, a time of `time.perf_counter`.
+    twice that. Another attempt begins only while all those after the first took less than `patience` seconds; `again` says how long they took.
     """
-    best = None
+    best, again = None, 0.
     for attempt in range(attempts):
-        if attempt and time.perf_counter() > until: break
+        if attempt and again >= patience: break
+        start = time.perf_counter()
         glibc('malloc_trim', 0) # what was measured before must not leave room that a tensor would otherwise have to ask the system for
         before, own = processor_seconds(), time.process_time()
         times = measure()
@@ -74,7 +75,8 @@ def quietly(measure, base, attempts=3, most=.1, until=float('inf')):
         result = SimpleNamespace(times=times, others=others, load=load, spread=spread(times[base]), attempts=attempt+1)
         noise = np.nan_to_num(others) + result.spread/2
         if best is None or noise < best.noise: best = SimpleNamespace(**{**vars(result), 'noise': noise})
-        best.attempts = attempt+1
+        if attempt: again += time.perf_counter() - start
+        best.attempts, best.again = attempt+1, again
         if not (others > most or result.spread > 2*most): break
         print(f'    busy: load {load:.1f}, other processes had {others:.0%} of the processors, the yardstick spread by {result.spread:.0%}', flush=True)
     return best

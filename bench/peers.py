@@ -97,7 +97,7 @@ def kornia(x, y):
 
 
 def keras(x, y):
-    os.environ['KERAS_BACKEND'] = 'torch'
+    os.environ.update(KERAS_BACKEND='torch', KERAS_TORCH_DEVICE=x.device.type) # read when it is imported
     from keras import layers
     last = x.ndim == 4 and not x.is_contiguous()
     settings = dict(data_format='channels_last' if last else 'channels_first', dtype=str(x.dtype).split('.')[-1])
@@ -116,6 +116,12 @@ def ways(x, y, refused=()):
     return [w for w in found if f'{w.library} {w.name}' not in refused]
 
 
+def reason(error):
+    "The first line of an error that says something: not fastai's about the event in which it occurred, and without colours"
+    lines = [line.strip() for line in re.sub(r'\x1b\[\d+m', '', str(error)).splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith('Exception')), type(error).__name__)
+
+
 def refusals(x, y):
     """What goes wrong with such a batch, by the name of the way: the first line of the error. `x` is a small one from `numbered`.
 
@@ -127,8 +133,7 @@ def refusals(x, y):
         try: check(way, x)
         except Exception as error:
             if way.library == 'fastmix': raise
-            lines = [line.strip() for line in re.sub(r'\x1b\[\d+m', '', str(error)).splitlines() if line.strip()]
-            found[f'{way.library} {way.name}'] = next((line for line in lines if not line.startswith('Exception')), type(error).__name__)
+            found[f'{way.library} {way.name}'] = reason(error)
         x.copy_(before)
     return found
 

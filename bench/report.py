@@ -7,7 +7,7 @@ import pandas as pd
 
 GROUPS = [('MixUp', 'sample'), ('MixUp', 'batch'), ('CutMix', 'batch'), ('CutMix', 'sample')]
 COLORS = {'fastmix': '#d1495b', 'fastai': '#2e6f95', 'torch': '#8d99a6'}
-FIGURES = ['value', 'ms', 'fastest', 'spread', 'rounds', 'load', 'others']
+FIGURES = ['value', 'ms', 'fastest', 'spread', 'rounds', 'attempts', 'load', 'others']
 
 
 def write(table, path):
@@ -82,13 +82,36 @@ def compared(table):
     return pd.DataFrame(lines)
 
 
+def aims(table):
+    "What fastmix aims at on a CPU with two cores, and what was measured"
+    lines, first = [], cases(table, 'mixing')[0]
+    def add(what, aim, value, form='{:.2f}', note=''): lines.append(dict(what=what, aim='at most ' + form.format(aim), measured=form.format(value) + note, met='yes' if value <= aim else 'no'))
+    fastest = compared(table).set_index(['case', 'method', 'per'])
+    for (method, per), aim in {('MixUp', 'sample'): 1.15, ('MixUp', 'batch'): 1.15, ('CutMix', 'batch'): 1.2, ('CutMix', 'sample'): 1.4}.items():
+        row = fastest.loc[first, method, per]
+        add(f'{method} per {per}, {first}, in clones', aim, row.fastmix)
+        lines.append(dict(what='the same beside the fastest peer', aim='ahead', measured=f'{row.fastmix:.2f}, {row.peer} {row.value:.2f}', met='yes' if row.ahead == 'fastmix' else 'no'))
+    memory = figures(table, 'memory')
+    add('the most memory that a call takes beyond the batch, in batches', 1, round(memory[memory.library == 'fastmix'].value.max(), 2))
+    case = next(case for case in cases(table, 'loss') if 'segmentation' in case)
+    loss = figures(table, 'loss', case).set_index(['library', 'name']).value
+    flat = next(value for (library, name), value in loss.items() if library == 'fastai' and name.endswith('not mixed'))
+    for name in 'nn.CrossEntropyLoss()', 'nn.CrossEntropyLoss(weight)':
+        add(f'{name}, weighted by λ, {case}, in plain ones', 1.3, loss['fastmix', name])
+        add("the same, in fastai's plain CrossEntropyLossFlat(axis=1)", .7, loss['fastmix', name]/flat)
+    events = figures(table, 'python')[lambda rows: rows.kind == 'events'].set_index(['library', 'name'])
+    for name, row in events.loc['fastmix'].iterrows():
+        add(f"Python's own time of {name}, in µs", 100, row.value, '{:.0f}', f" ({1000*(row.fastest - events.loc['', 'nothing'].fastest):.0f})")
+    return pd.DataFrame(lines)
+
+
 def python_time(table):
     "For each callback and part of the step the microseconds of the median round, and in brackets those of the fastest"
     rows = figures(table, 'python')
-    nothing = rows.library == 'torch'
+    nothing = rows.library == ''
     taken_off = rows.kind.map(rows[nothing].set_index('kind').fastest).mask(nothing, 0)
     figure = rows.value.mask(nothing, 1000*rows.ms).map('{:.0f}'.format) + (1000*(rows.fastest - taken_off)).map(' ({:.0f})'.format)
-    rows = rows.assign(figure=figure, callback=(rows.library + ' ' + rows.name).mask(nothing, '(a callback that does nothing)'))
+    rows = rows.assign(figure=figure, callback=(rows.library + ' ' + rows['name']).mask(nothing, '(a callback that does nothing)'))
     return rows.pivot(index='callback', columns='kind', values='figure')[list(dict.fromkeys(rows.kind))].rename_axis(index=None, columns=None)
 
 
@@ -105,6 +128,7 @@ def text(table):
                 blocks.append(f"       –  {row.library:12}{row['name']}: {row.note}")
     for case in cases(table, 'python'):
         blocks += [f'\nthe Python time of a callback: {case}; microseconds, in brackets those of the fastest round', python_time(table).to_string()]
+    blocks += ['\nwhat is aimed at', aims(table).to_string(index=False)]
     rows = figures(table, 'size')
     if len(rows):
         blocks.append('\nthe cost against the size; times x.clone() of the same size')

@@ -31,7 +31,7 @@ FULL = dict(cases=CASES, rounds=30, most=22., memory=[CASES[i] for i in (0, 1, 2
 QUICK = dict(cases=[((4, 3, 8, 8), 'float32', 'contiguous'), ((4, 3, 8, 8), 'bfloat16', 'channels_last'), ((4, 1, 4, 8, 8), 'float32', 'contiguous')],
              rounds=3, most=2., memory=[((64, 3, 128, 128), 'float32', 'contiguous')], steps=((8, 3, 8, 8), 2, 3), python=3,
              losses={'classes': ((8, 10), 3), 'segmentation': ((2, 3, 8, 8), 3)}, sizes=([2, 4], 8, 2, [8, 16], 3))
-COLUMNS = ['section', 'case', 'library', 'name', 'kind', 'method', 'per', 'in_place', 'value', 'unit', 'ms', 'fastest', 'spread', 'rounds', 'load', 'others', 'note']
+COLUMNS = ['section', 'case', 'library', 'name', 'kind', 'method', 'per', 'in_place', 'value', 'unit', 'ms', 'fastest', 'spread', 'rounds', 'attempts', 'load', 'others', 'note']
 
 
 def title(shape, dtype, layout): return f"{'×'.join(map(str, shape))} {dtype}" + ('' if layout == 'contiguous' else f', {layout}')
@@ -45,14 +45,19 @@ def batch(shape, dtype, layout):
 def timing(best, name, steps=1):
     "The columns that say how a call of `steps` steps was timed"
     times = best.times[name]
-    return dict(ms=1e3*statistics.median(times)/steps, fastest=1e3*min(times)/steps, spread=spread(times), rounds=len(times), load=best.load, others=best.others)
+    return dict(ms=1e3*statistics.median(times)/steps, fastest=1e3*min(times)/steps, spread=spread(times), rounds=len(times), attempts=best.attempts, load=best.load, others=best.others)
 
 
 class Run:
-    "The rows so far, and how long another attempt may still begin"
-    def __init__(self, patience): self.rows, self.until = [], time.perf_counter() + patience
+    "The rows so far, and how many seconds are left to measure again what was measured on a busy machine"
+    def __init__(self, patience): self.rows, self.patience = [], patience
 
     def add(self, section, case='', **kwargs): self.rows.append({**dict.fromkeys(COLUMNS, ''), 'section': section, 'case': case, **kwargs})
+
+    def quietly(self, measure, base):
+        best = quietly(measure, base, patience=self.patience)
+        self.patience -= best.again
+        return best
 
     def timed(self, section, case, calls, base, rounds, unit, most=60., warmup=2, paired=False, steps=1):
         """Time `calls`, (description as a dictionary, function) by name, and add a row for each: a multiple of the one named `base`.
@@ -61,7 +66,7 @@ class Run:
         now fast and now slow while they run; then `spread` is that of the multiples.
         """
         functions = {name: call for name, (_, call) in calls.items()}
-        best = quietly(lambda: interleave(functions, rounds, warmup, most, 1 if paired else 5), base, until=self.until)
+        best = self.quietly(lambda: interleave(functions, rounds, warmup, most, 1 if paired else 5), base)
         yardstick = np.array(best.times[base]) if paired else statistics.median(best.times[base])
         for name, (description, _) in calls.items():
             multiples = np.array(best.times[name])/yardstick
@@ -85,7 +90,8 @@ def mixing(run, cases, rounds, most):
         calls = {'clone': (dict(library='torch', name='x.clone()', kind='call'), x.clone)}
         calls |= {f'{w.library} {w.name} {w.kind}': (describe(w), w.run) for w in ways}
         longer = 2 if case is cases[0] else 1
-        run.timed('mixing', title(*case), calls, 'clone', longer*rounds, 'clone', longer*most)
+        more = 1 if x.numel() > 2**21 else 6 # a short call needs more rounds, and leaves time for them
+        run.timed('mixing', title(*case), calls, 'clone', longer*more*rounds, 'clone', longer*most)
         for way in peers.ways(x, y):
             if (name := f'{way.library} {way.name}') in refused: run.add('mixing', title(*case), **describe(way), note=refused[name])
         for name in peers.missing: run.add('mixing', title(*case), library=name, note='not installed')
@@ -132,12 +138,11 @@ def python_time(run, rounds):
     typed = TensorImage(plain[0]), TensorCategory(plain[1]) # as fastai's loaders of images give them
     with steps.one_thread():
         for kind, part, pair in [*((part, part, plain) for part in steps.PARTS), ("events, fastai's types", 'events', typed)]:
-            calls = steps.events(*pair, part)
-            calls = {f'{library} {name}': (dict(library=library, name=name, kind=kind), call) for (library, name), call in calls.items()}
-            best = quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds), 'torch no callback', until=run.until)
+            calls = {f'{library} {name}'.strip(): (dict(library=library, name=name, kind=kind), call) for (library, name), call in steps.events(*pair, part).items()}
+            best = run.quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds), 'nothing')
             rows = {name: timing(best, name, steps.IN_A_ROW) for name in calls}
             for name, (description, _) in calls.items():
-                run.add('python', '64×1×8×8 float32, one thread', **description, value=1e3*(rows[name]['ms'] - rows['torch no callback']['ms']), unit='µs', **rows[name])
+                run.add('python', '64×1×8×8 float32, one thread', **description, value=1e3*(rows[name]['ms'] - rows['nothing']['ms']), unit='µs', **rows[name])
             print(f'  python, {kind}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, attempt {best.attempts}', flush=True)
 
 
@@ -152,7 +157,7 @@ def sizes(run, batches, side, n, sides, rounds):
             calls[case, 'clone'] = dict(library='torch', name='x.clone()'), x.clone
             calls |= {(case, w.name): (describe(w), w.run) for w in peers.fastmix(x, y) if w.kind == 'call'}
         with kept_memory() as kept:
-            best = quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds, most=15.), (title(shapes[-1], 'float32', 'contiguous'), 'clone'), until=run.until)
+            best = run.quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds, most=15.), (title(shapes[-1], 'float32', 'contiguous'), 'clone'))
         rows = {name: timing(best, name) for name in calls}
         for (case, name), (description, _) in calls.items():
             run.add('size', case, **{**description, 'kind': what}, value=rows[case, name]['ms']/rows[case, 'clone']['ms'], unit='clone', **rows[case, name],
@@ -181,7 +186,7 @@ def main(arguments=None):
     parser.add_argument('--out', type=Path, default=Path('results/bench'), help='folder for speed.csv and speed.png (%(default)s)')
     parser.add_argument('--page', type=Path, help='write the table of the documentation, a CSV, here as well')
     parser.add_argument('--quick', action='store_true', help='tiny batches: does everything run? The figures mean nothing')
-    parser.add_argument('--patience', type=float, default=150, help='seconds after which nothing is measured again for a busy machine (%(default)s)')
+    parser.add_argument('--patience', type=float, default=150, help='seconds to spend in all on measuring again what was measured on a busy machine (%(default)s)')
     options = parser.parse_args(arguments)
     warnings.filterwarnings('ignore', category=FutureWarning)
     torch.manual_seed(0)

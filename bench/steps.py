@@ -35,7 +35,7 @@ def small_resnet(channels=3):
 
 class Same:
     "A loader that gives the same batch `n` times"
-    def __init__(self, x, y, n): self.x, self.y, self.n = x, y, n
+    def __init__(self, x, y, n): self.x, self.y, self.n, self.device = x, y, n, x.device
     def __iter__(self): return ((self.x, self.y) for _ in range(self.n))
     def __len__(self): return self.n
 
@@ -69,11 +69,12 @@ def events(x, y, part):
     """For each arm, a function that runs a part of the step `IN_A_ROW` times on a batch so small that only Python counts.
 
     The parts are in `PARTS`: the two events of a mixer, and with them fastai's cross entropy of the batch, and its backward pass.
-    The arm without a callback has one that does nothing.
+    In the place of no callback is one that does nothing.
     """
     pred, calls = torch.randn(len(x), CLASSES).requires_grad_(), {}
-    for arm, callback in ARMS.items():
-        learn = learner(x, y, callback() or Nothing())
+    arms = {('', 'nothing'): Nothing, **{arm: callback for arm, callback in ARMS.items() if arm[0] != 'torch'}}
+    for arm, callback in arms.items():
+        learn = learner(x, y, callback())
 
         def run(learn=learn):
             for _ in range(IN_A_ROW):
