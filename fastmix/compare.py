@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import math
+import operator
 import os
 import platform
 import random
@@ -61,6 +62,7 @@ def arm_learner(
     "A new `Learner` with its own copy of `mixer`; the global random state is left at `seed`"
     set_seed(seed)
     learn = make_learner()
+    if not isinstance(learn, Learner): raise TypeError(f'make_learner must return a new Learner; it returned {learn!r}')
     given = list(L(mixer))
     copies = deepcopy(given, {id(cb.learn): None for cb in given if isinstance(cb, Callback)}) # without a `Learner` that it is attached to
     learn.add_cbs(copies)
@@ -87,14 +89,16 @@ class History(Callback):
     "The losses and metrics of every epoch, over all fits of its `Learner`; ends a fit whose training loss is not finite"
     order = Recorder.order + 1
 
-    def __init__(self): self.epochs, self.cut = [], False
-    def before_epoch(self): self.trained, self.cut = False, True
+    def __init__(self): self.epochs, self.cut, self.validated = [], False, False
+    def before_epoch(self): self.trained, self.cut, self.validated = False, True, False
     def after_train(self): self.trained = True
+    def after_validate(self): self.validated = True
     def after_epoch(self):
         "Keep what the recorder has written, but not for a search of the learning rate"
         self.cut = False
         if not self.trained or hasattr(self.learn, 'lr_finder'): return
         names = [name for name in self.recorder.metric_names[1:] if not (self.recorder.cancel_train and name.startswith('train_'))]
+        if not self.recorder.valid_metrics: names = [name if name in ('train_loss', 'time') else f'train_{name}' for name in names]
         record = {name: value for name, value in zip(names, self.learn.final_record) if value is not None}
         for name in [name for name, value in record.items() if not isinstance(value, Real)]:
             del record[name]
@@ -128,18 +132,21 @@ def run_arm(
     if not progress:
         learn.remove_cb(ProgressCallback)
         learn.logger = noop
-    status, extra, start, cpu_start = 'finished', {}, perf_counter(), process_time()
+    status, extra, given, start, cpu_start = 'finished', {}, {}, perf_counter(), process_time()
     try:
         try: fit(learn)
         finally: seconds, cpu_seconds = perf_counter() - start, process_time() - cpu_start
-        if history.cut: status = 'failed: the fit was ended in the midst of an epoch'
+        if history.cut and history.validated: status = f'failed: the fit was ended before the results of an epoch were there: a callback that ends it in after_epoch needs an order above {History.order}'
+        elif history.cut: status = 'failed: the fit was ended in the midst of an epoch'
         elif not history.epochs: status = 'failed: fit trained no epoch; it takes the Learner and must call one of its fits'
         elif not history.finite: status = 'failed: the loss is not a finite number'
         elif evaluate:
-            values = {str(name): float(value) for name, value in evaluate(learn).items()}
+            given = evaluate(learn)
+            values = {str(name): float(value) for name, value in given.items()} if isinstance(given, dict) else {}
             if taken := _taken(history.epochs[-1] | values): raise ValueError(f"evaluate must not return what the results hold already: {', '.join(taken)}")
             extra = values
     except Exception as e: status = _failure(e)
+    if not isinstance(given, dict): raise TypeError(f'evaluate must return numbers by name, `{{name: number}}`; it returned {given!r}')
     curves = pd.DataFrame(history.epochs)
     curves.insert(0, 'epoch', range(1, len(curves) + 1))
     last = history.epochs[-1] if status == 'finished' else {}
@@ -147,8 +154,9 @@ def run_arm(
 
 # %% ../nbs/05_compare.ipynb #4f0829ba
 def _is_simple(value):
-    "A number or text, or a tuple of such. Lists may be filled while a function runs"
-    return isinstance(value, (int, float, str)) or isinstance(value, tuple) and all(o is None or _is_simple(o) for o in value)
+    "A number or text, or a tuple or slice of such. Lists and dictionaries may be filled while a function runs"
+    parts = (value.start, value.stop, value.step) if isinstance(value, slice) else value
+    return isinstance(value, (int, float, str, np.number, np.bool_)) or isinstance(parts, tuple) and all(o is None or _is_simple(o) for o in parts)
 
 _usual = TrainEvalCallback, Recorder, CastToTensor, ProgressCallback
 
@@ -393,10 +401,13 @@ def compare(
     evaluate: callable = None, # takes the trained `Learner` and returns `{name: number}`, further columns of the results
     progress: bool = True, # show the run and the time left, fastai's progress bars and its line per epoch?
 ) -> Comparison:
-    """Train every arm from the same weights on the same batches. `TypeError` for what is no arm, `ValueError` where batches or
+    """Train every arm from the same weights on the same batches. `TypeError` for what is no arm or no function, `ValueError` where batches or
     weights cannot be the same, `OtherResults` where `folder` holds other results, `AllRunsFailed` where every run failed"""
     if not arms or seeds < 1: raise ValueError(f'compare needs an arm and a seed, got {arms=} and {seeds=}')
-    arms = _checked(arms)
+    arms, seed, seeds = _checked(arms), operator.index(seed), operator.index(seeds)
+    if isinstance(make_learner, Learner): raise TypeError('make_learner must be a function that returns a new Learner each time; got a Learner. Write `lambda: Learner(...)`')
+    for name, function in (('make_learner', make_learner), ('fit', fit), *([('evaluate', evaluate)] if evaluate else [])):
+        if not callable(function): raise TypeError(f'{name} must be a function; got {function!r}')
     with no_random(seed, reproducible=False):
         learn = arm_learner(make_learner, None, seed)
         metrics = [metric.name for metric in learn.metrics]

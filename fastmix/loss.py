@@ -66,9 +66,10 @@ def class_loss(
     pred:Tensor, # `(n, c, *size)`, or with the classes on the `axis` of a flattened loss
     own:Tensor, # `(n, *size)`: class numbers
     mix:Mix, # The mix of the batch
-) -> Tensor|None: # `None` where `pred` and `own` do not fit together: the loss itself will say why
+) -> Tensor|None: # `None` where `pred`, `own` and the class weights do not fit together: the loss itself will say why
     "Cross entropy against own and partner, each weighted by its share and its class weight, over the sum of those weights"
     axis, flat = 1, noop
+    pred, own = (t if type(t) is Tensor else t.as_subclass(Tensor) for t in (pred, own))
     if isinstance(loss, BaseLoss) and not loss.flatten: # the classes are where torch wants them, unless fastai moves another axis to the end
         if loss.axis % pred.ndim != pred.ndim-1: return None
     elif isinstance(loss, BaseLoss):
@@ -79,8 +80,10 @@ def class_loss(
             pred, flat = pred.view(-1, pred.shape[-1]), lambda o: loss._contiguous(o).reshape(-1)
     if pred.ndim < 2 or pred.shape[:axis] + pred.shape[axis+1:] != flat(own).shape: return None
 
-    def both(own, partner): return torch.stack((flat(own), flat(partner)), axis)
     class_weight, smoothing, lam = settings['weight'], settings['label_smoothing'], mix.share(own)
+    if class_weight is not None and class_weight.shape != pred.shape[axis:axis+1]: return None
+
+    def both(own, partner): return torch.stack((flat(own), flat(partner)), axis)
     own = own.long()
     counts = own != settings['ignore_index']
     own = own*counts
@@ -93,7 +96,8 @@ def class_loss(
         spread = log_probs if class_weight is None else log_probs.movedim(axis, -1).mul(class_weight).movedim(-1, axis)
         total = (1-smoothing)*total - smoothing/pred.shape[axis] * (share.sum(axis) * spread.sum(axis)).sum()
     if settings['reduction'] == 'mean': total = total/weight.sum()
-    return total.to(log_probs.dtype)
+    single = isinstance(loss, BaseLoss) and log_probs.dtype is torch.float64 # fastai's losses give single precision for double
+    return total.to(torch.float32 if single else log_probs.dtype)
 
 # %% ../nbs/01_loss.ipynb #5e198c35
 def separable(
@@ -140,12 +144,14 @@ class MixLoss:
         watch:bool=False, # Look at each call whether the mean of its values is the mean that it returns? A tensor in `plain` says so
         inputs:tuple=(), # The mixed inputs: one that is given as target, as for an autoencoder, is not weighted
     ):
-        vars(self).update(user_loss=func, mix=mix, weighted=weighted, trial=trial, separable=None, watch=watch, plain=None, inputs=inputs)
+        vars(self).update(user_loss=func, mix=mix, weighted=weighted, trial=trial, separable=None, watch=watch, plain=None, inputs=inputs, unused=True)
 
     def __call__(self, pred, *targets, **kwargs):
         "The loss of `pred`, a mixed batch's output, against `targets`, that batch's own targets"
         func, mix = partial(self.user_loss, **kwargs) if kwargs else self.user_loss, self.mix
         if mix is None: return func(pred, *targets)
+        if kwargs and not targets: raise TypeError('the loss of a mixed batch takes its targets by position: `loss(pred, target)`')
+        vars(self)['unused'] = False
         settings = class_settings(func) if len(targets) == 1 else None
         if settings and settings['reduction'] != 'none':
             loss = class_loss(func, settings, pred, targets[0], mix)

@@ -45,7 +45,12 @@ class MixMetric(AvgMetric):
 
     def __reduce_ex__(self, protocol): return AvgMetric, (self.func,), vars(self) # exported, where fastmix need not be installed
 
+    def __copy__(self):
+        new = type(self).__new__(type(self))
+        vars(new).update(vars(self))
+        return new
+
     def __deepcopy__(self, memo):
-        new = memo[id(self)] = type(self).__new__(type(self))
-        vars(new).update(copy.deepcopy(vars(self), memo))
+        new = memo[id(self)] = copy.copy(self)
+        vars(new).update(copy.deepcopy(vars(new), memo))
         return new

@@ -37,7 +37,7 @@ class Mix:
         if not rotated and (partner.min() < 0 or partner.max() >= n): raise ValueError(_wrong_partner(partner))
         if lam.shape not in ((), (n,)): raise ValueError(f"`lam` must be one number or {n}, one per sample; got shape {lam.shape}")
         low, high = (lam.min(), lam.max()) if lam.ndim else [float(lam)]*2
-        if not (low >= 0 and high <= 1): raise ValueError(f"`lam` is the own share and must lie in [0, 1]; got {lam}")
+        if not (low >= 0 and high <= 1): raise ValueError(_wrong_lam(lam))
         self.n, self.lam, self.shift = n, torch.from_numpy(lam), first if rotated else None
         if not rotated: self.partner = torch.from_numpy(partner.copy())
 
@@ -78,6 +78,8 @@ def _to(own, t, dtype=None):
     if t.is_cpu and dtype in (None, own.dtype): return own
     return own.to(t.device, dtype, non_blocking=t.device.type == 'cuda')
 
+def _wrong_lam(lam): return f"`lam` is the own share and must lie in [0, 1]; got {lam}"
+
 def _wrong_partner(partner): return f"`partner` must hold, for each of the n samples, an index in 0..n-1; got {partner!r}"
 
 def rotation(
@@ -116,7 +118,7 @@ class Blend(Mix):
         "Mix `t`. Raises a `TypeError` for an integer tensor, a `ValueError` for another batch size"
         return self.blend(t)
 
-    def first(self): return Blend(self.lam[:1].view(()), self.partner)
+    def first(self): return type(self)(self.lam[:1].view(()), self.partner)
 
 # %% ../nbs/00_mix.ipynb #959e3935
 _integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64} # by bytes, for NumPy, which has no bfloat16
@@ -191,7 +193,7 @@ class Paste(Mix):
             inside = inside & row.view(len(row), *[1]*(t.ndim-1-len(self.size)+i), size, *[1]*(len(self.size)-1-i))
         return inside
 
-    def first(self): return Paste(self.region[0] if self.region.ndim == 3 else self.region, self.size, self.partner)
+    def first(self): return type(self)(self.region[0] if self.region.ndim == 3 else self.region, self.size, self.partner)
 
 # %% ../nbs/00_mix.ipynb #3131e0eb
 def draw_lam(
@@ -199,7 +201,7 @@ def draw_lam(
     rng:np.random.Generator,
     n:int|None=None, # How many: `None` for a single number
     fold:bool=False, # Replace each λ by `max(λ, 1-λ)`?
-) -> np.ndarray|float:
+) -> np.ndarray|float: # Own shares in [0, 1], `(n,)`; or a single number
     "Draw λ from `Beta(alpha, alpha)`, or `Beta(a, b)`"
     a, b = alpha if isinstance(alpha, tuple) else (alpha, alpha)
     lam = rng.beta(a, b, n)
@@ -219,8 +221,9 @@ def draw_region(
     size:Sequence, # The `d` spatial sizes
     rng:np.random.Generator,
 ) -> np.ndarray: # `(d, 2)`, or `(n, d, 2)`: first cell and one past the last, per dimension
-    "Draw a region whose sides are `(1-lam)**(1/d)` of `size`, its centre uniform, clipped at the border (arXiv 1905.04899)"
+    "Draw a region whose sides are `(1-lam)**(1/d)` of `size`, its centre uniform, clipped at the border (arXiv 1905.04899). Raises a `ValueError` for a `lam` outside [0, 1]"
     if isinstance(lam, float): # for a single region plain Python is faster than NumPy's small arrays, and draws the same
+        if not 0 <= lam <= 1: raise ValueError(_wrong_lam(lam))
         region, part = [], (1-lam)**(1/len(size))
         for length, centre in zip(size, rng.random(len(size)).tolist()):
             side = round(length*part)
@@ -228,6 +231,7 @@ def draw_region(
             region.append((max(low, 0), min(low+side, length)))
         return np.array(region)
     lam, size = np.asarray(lam, dtype=np.float64), np.asarray(size)
+    if not ((lam >= 0) & (lam <= 1)).all(): raise ValueError(_wrong_lam(lam))
     region = np.empty((*lam.shape, len(size), 2), dtype=np.int64)
     side = np.rint(size * (1-lam[..., None])**(1/len(size)))
     low = np.floor(rng.random(side.shape)*size - side/2 + .5)

@@ -10,7 +10,7 @@
 __all__ = ['untouched', 'label_of', 'mix_title', 'show_mix', 'show_mixers', 'hardly_mixed', 'plot_lam']
 
 # %% ../nbs/03_show.ipynb #dc9ad9ef
-import copy, math, random, textwrap
+import copy, math, operator, random, textwrap
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -47,11 +47,12 @@ def untouched(
     workers = vars(dl).get('_iterator') # those that torch keeps from epoch to epoch
     if rng: dl.rng = copy.deepcopy(rng)
     if workers is not None: dl._iterator = None
-    if seed is not None:
-        set_seed(seed)
-        if rng: dl.rng = random.Random(seed)
-        for g, _ in generators: g.manual_seed(seed)
-    try: yield
+    try:
+        if seed is not None:
+            set_seed(seed := operator.index(seed))
+            if rng: dl.rng = random.Random(seed)
+            for g, _ in generators: g.manual_seed(seed)
+        yield
     finally:
         set_random_states(**states)
         if rng: dl.rng = rng

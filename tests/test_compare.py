@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback, CancelTrainException
+from fastai.callback.core import Callback, CancelFitException, CancelTrainException
 from fastai.callback.mixup import MixUp as FastaisMixUp
 from fastai.callback.schedule import lr_find  # noqa: F401 patches Learner
 from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.learner import AvgMetric, Learner
+from fastai.learner import AvgMetric, Learner, Recorder
 from fastai.losses import CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropy
 from fastai.metrics import AccumMetric, F1Score, accuracy, error_rate, top_k_accuracy
 from fastai.optimizer import SGD, Adam
@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import RandomSampler
 
 from fastmix.callback import CutMix, ManifoldMixUp, MixChoice, Mixer, MixUp
-from fastmix.compare import (AllRunsFailed, Comparison, OtherResults, arm_learner, arm_text, calls_of, compare, loss_text,
+from fastmix.compare import (AllRunsFailed, Comparison, History, OtherResults, arm_learner, arm_text, calls_of, compare, loss_text,
                              metric_text, name_of, paired_difference, read_results, settings_of)
 
 pytestmark = pytest.mark.usefixtures('frozen')
@@ -376,6 +376,49 @@ def test_a_fit_that_ends_in_the_midst_of_an_epoch(make_learner):
     assert list(runs.status) == ['finished', 'failed: the fit was ended in the midst of an epoch'] and list(runs.epochs) == [4, 2]
     early = EarlyStoppingCallback(monitor='valid_loss', min_delta=100) # this one ends it after an epoch
     assert set(quietly(lambda: make_learner(cbs=early), dict(none=None), lambda learn: learn.fit(4)).runs.status) == {'finished'}
+
+
+def test_a_fit_that_is_ended_before_its_results_are_there(make_learner):
+    class Stop(Callback):
+        def after_epoch(self):
+            if self.epoch == 1: raise CancelFitException
+    late = Stop()
+    late.order = History.order + 1
+    assert list(quietly(make_learner, dict(none=None, late=late), lambda learn: learn.fit(4)).runs.epochs) == [4, 2]
+    status = quietly(make_learner, dict(none=None, early=Stop()), lambda learn: learn.fit(4)).runs.status.iloc[1]
+    assert 'needs an order above' in status and str(History.order) in status
+
+
+@pytest.mark.parametrize('wrong, message', [
+    (dict(evaluate=lambda learn: 1.5), 'evaluate must return numbers by name.*1.5'), (dict(evaluate=3), 'evaluate must be a function'),
+    (dict(fit=3), 'fit must be a function'), (dict(make_learner=lambda: None), 'must return a new Learner; it returned None'), (dict(make_learner=5), 'make_learner must be a function'),
+])
+def test_what_is_no_function_or_returns_nothing_useful_is_told_at_once(make_learner, wrong, message):
+    trained = []
+    def fit(learn): trained.append(learn.fit(1))
+    with pytest.raises(TypeError, match=message): quietly(**{**dict(make_learner=make_learner, arms=dict(a=None, b=MixUp()), fit=fit, seeds=3), **wrong})
+    assert len(trained) <= 1
+    with pytest.raises(TypeError, match='got a Learner'): quietly(make_learner(), dict(a=None), fit)
+
+
+@pytest.mark.parametrize('one, other', [(slice(1e-4, 1e-3), slice(1e-2, 1e-1)), (np.float32(.1), np.float32(.2)), (np.int64(1), np.int64(2))], ids=['slice', 'float32', 'int64'])
+def test_settings_tell_numbers_of_numpy_and_slices_apart(make_learner, one, other):
+    def text(value): return settings_of(make_learner(), lambda learn: learn.fit(1, lr=value))['fit']
+    assert text(one) == text(one) != text(other)
+
+
+def test_a_seed_of_numpy(make_learner):
+    ours, plain = (quietly(make_learner, dict(none=None), once, seed=seed) for seed in (np.int64(7), 7))
+    assert ours.runs.valid_loss.equals(plain.runs.valid_loss)
+
+
+def test_metrics_of_training_samples_are_named_so(make_learner):
+    def make():
+        learn = make_learner()
+        learn.remove_cb(Recorder)
+        return learn.add_cb(Recorder(train_metrics=True, valid_metrics=False))
+    runs = quietly(make, dict(none=None), once).runs
+    assert 'train_accuracy' in runs and 'accuracy' not in runs
 
 
 def test_a_fit_without_epochs(make_learner):

@@ -255,6 +255,44 @@ def test_a_batch_goes_on_after_predictions(mixer, stop):
 
 
 @every_mixer
+@pytest.mark.parametrize('event', ['before_batch', 'after_pred', 'after_loss', 'after_batch'])
+def test_a_batch_within_a_batch(mixer, event):
+    "A callback trains on one more batch in the midst of each: both are mixed and weighted"
+    def one_more():
+        if not learn.training or busy: return
+        kept = {name: getattr(learn, name) for name in ('iter', 'xb', 'yb', 'pred', 'loss', 'loss_grad') if name in vars(learn)}
+        row = getattr(spy, 'row', None)
+        busy.append(True)
+        learn.one_batch(0, samples(8))
+        busy.clear()
+        for name, value in kept.items(): setattr(learn, name, value)
+        spy.row = row
+    busy, loss = [], Loss()
+    learn = learner([mixer(), spy := Spy()], loss)
+    learn.fit(1, lr=0., cbs=callback(event, one_more, order=20))
+    assert len(spy.rows) == 4 and all(row.mix for row in spy.rows)
+    for row in spy.rows: check(row)
+    check_untouched(learn.remove_cb(spy), loss)
+
+
+def test_copies_of_a_metric():
+    metric = MixMetric(accuracy)
+    for make in copy.copy, copy.deepcopy: assert type(make(metric)) is MixMetric and make(metric).name == metric.name
+
+
+@pytest.mark.parametrize('event, order', [('before_batch', 9), ('after_pred', 0)])
+def test_a_loss_that_is_replaced_too_late_is_told(event, order):
+    def replace(): learn.loss_func = nn.CrossEntropyLoss()
+    learn = learner(MixUp(), Loss())
+    with pytest.warns(UserWarning, match='the loss was replaced while a batch was mixed'): learn.fit(1, cbs=callback(event, replace, order))
+    for event, order in ('before_batch', 0), ('after_loss', 0), ('after_batch', 0), ('before_epoch', 0):
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            learn.fit(1, cbs=callback(event, replace, order))
+        assert type(learn.loss_func) is nn.CrossEntropyLoss
+
+
+@every_mixer
 def test_copy(mixer):
     "A shallow copy of a mixer at work is a mixer"
     learn, copies = learner(mixer(), Loss()), []

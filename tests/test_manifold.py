@@ -54,6 +54,37 @@ def fit(mixer, model, *cbs, data=None, epochs=1, lr=0., **kwargs):
     return spy.rows
 
 
+# Predictions and batches in the midst of a batch
+
+@per
+@pytest.mark.parametrize('use', ['get_preds', 'one_batch'])
+@pytest.mark.parametrize('floats', [False, True], ids=['labels', 'floats'])
+def test_the_layer_is_mixed_also_after_predictions(per, use, floats):
+    "A callback that comes after the mixer asks for predictions, or trains on another batch, before the forward pass"
+    class Asks(Callback):
+        order, busy = 20, False
+        def before_batch(self):
+            learn = self.learn
+            if not learn.training or self.busy: return
+            kept = {name: getattr(learn, name) for name in ('dl', 'n_iter', 'iter', 'xb', 'yb', 'training')}
+            self.busy = True
+            if use == 'get_preds': learn.get_preds()
+            else: learn.one_batch(0, (kept['xb'][0][:5], kept['yb'][0][:5]))
+            self.busy = False
+            for name, value in kept.items(): setattr(learn, name, value)
+            learn.model.train()
+    x, y = samples(40)
+    data, loss = ((x, F.one_hot(y, 3).float()), nn.MSELoss()) if floats else ((x, y), nn.CrossEntropyLoss())
+    plain, asked = (fit(ManifoldMixUp('3', per=per, seed=0), net(), *cbs, data=data, loss_func=loss) for cbs in ((), (Asks(),)))
+    if use == 'get_preds':
+        for a, b in zip(plain, asked):
+            assert_close(a.pred, b.pred)
+            assert_close(a.loss, b.loss)
+    for row in [row for row in asked if len(row.own[0]) == 8]:
+        assert len(row.hooked) == 1
+        assert_close(row.pred, by_hand(row, net(), 3))
+
+
 # Which layer, and what happens there
 
 @per

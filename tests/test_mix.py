@@ -250,6 +250,17 @@ def test_first():
     assert torch.equal(Paste([[(0, 2)], [(1, 6)], [(3, 3)]], (6,), [1, 2, 0]).first()(t), Paste([(0, 2)], (6,), [1, 2, 0])(t))
 
 
+def test_first_of_a_class_of_ones_own():
+    class Own(Paste): "another"
+    class Two(Blend): "and another"
+    assert type(Own([[(0, 2)], [(1, 6)]], (6,), [1, 0]).first()) is Own and type(Two([.2, .5], [1, 0]).first()) is Two
+
+
+@pytest.mark.parametrize('lam', [-.1, 1.1, math.nan, np.array([.5, 2.]), np.array([math.nan])])
+def test_a_region_for_no_share_is_refused(lam):
+    with pytest.raises(ValueError, match='own share and must lie in'): draw_region(lam, (4, 4), np.random.default_rng(0))
+
+
 def test_generator(monkeypatch):
     "Repeatable from a seed or from torch's state, which stays; another one for another seed, state or rank"
     def draws(seed=None, rank='0'):

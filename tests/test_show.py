@@ -551,6 +551,16 @@ def test_a_seed_draws_another_batch_the_same_each_time():
     assert shown(1) == shown(1) != shown(2) and shown(None) == shown(None)
 
 
+def test_a_seed_of_numpy():
+    dls = two_loaders((images(40), torch.arange(40)), shuffle=True)
+    def shown(seed): return [ax.get_title() for ax in show_mix(dls, MixUp(), seed=seed)]
+    assert shown(np.int64(1)) == shown(1)
+    before = get_random_states()
+    with pytest.raises(TypeError): show_mix(dls, MixUp(), seed='1')
+    after = get_random_states()
+    assert before['numpy_state'][1].tolist() == after['numpy_state'][1].tolist() and torch.equal(before['torch_state'], after['torch_state'])
+
+
 @pytest.mark.parametrize('seed', [None, 3])
 def test_generators_are_put_back_after_an_error(seed):
     dl = loaders(images(), numbers).train
