@@ -25,7 +25,7 @@ CASES = [
     ((4, 1, 64, 128, 128), 'float32', 'contiguous'),
     ((4, 1, 64, 128, 128), 'bfloat16', 'contiguous'),
 ]
-FULL = dict(cases=CASES, rounds=30, most=22., memory=[CASES[i] for i in (0, 1, 2, 6)], steps=((64, 3, 32, 32), 2, 20), python=100,
+FULL = dict(cases=CASES, rounds=30, most=18., memory=[CASES[i] for i in (0, 1, 2, 6)], steps=((64, 3, 32, 32), 2, 20), python=100,
             losses={'classes': ((256, 1000), 60), 'segmentation': ((8, 21, 512, 512), 8)},
             sizes=([16, 32, 64, 128, 256], 128, 32, [64, 96, 128, 192, 256, 384], 25))
 QUICK = dict(cases=[((4, 3, 8, 8), 'float32', 'contiguous'), ((4, 3, 8, 8), 'bfloat16', 'channels_last'), ((4, 1, 4, 8, 8), 'float32', 'contiguous')],
@@ -186,7 +186,7 @@ def main(arguments=None):
     parser.add_argument('--out', type=Path, default=Path('results/bench'), help='folder for speed.csv and speed.png (%(default)s)')
     parser.add_argument('--page', type=Path, help='write the table of the documentation, a CSV, here as well')
     parser.add_argument('--quick', action='store_true', help='tiny batches: does everything run? The figures mean nothing')
-    parser.add_argument('--patience', type=float, default=60, help='seconds to spend in all on measuring again what was measured on a busy machine (%(default)s)')
+    parser.add_argument('--patience', type=float, default=20, help='seconds to spend in all on measuring again what was measured on a busy machine (%(default)s)')
     options = parser.parse_args(arguments)
     warnings.filterwarnings('ignore', category=FutureWarning)
     torch.manual_seed(0)
