@@ -90,8 +90,8 @@ def aims(table):
     own = figures(table, 'mixing', first)[lambda rows: rows.library == 'fastmix'].set_index(['method', 'per', 'kind']).value
     for (method, per), aim in {('MixUp', 'sample'): 1.15, ('MixUp', 'batch'): 1.15, ('CutMix', 'batch'): 1.2, ('CutMix', 'sample'): 1.4}.items():
         row = fastest.loc[first, method, per]
-        for kind in 'call', 'callback': add(f'{method} per {per}, as a {kind}, {first}, in clones', aim, own.loc[method, per, kind])
-        lines.append(dict(what='the callback beside the fastest peer', aim='ahead', measured=f'{row.fastmix:.2f}, {row.peer} {row.value:.2f}', met={'fastmix': 'yes', 'level': 'not to be told apart'}.get(row.ahead, 'no')))
+        for kind in 'call', 'callback': add(f'{method} per {per}, as a {kind}, {first}, in clones', aim, own.loc[method, per, kind], '{:.3f}')
+        lines.append(dict(what='the callback beside the fastest peer', aim='ahead', measured=f'{row.fastmix:.3f}, {row.peer} {row.value:.3f}', met={'fastmix': 'yes', 'level': 'not to be told apart'}.get(row.ahead, 'no')))
     memory = figures(table, 'memory')
     add('the most memory that a call takes beyond the batch, in batches', 1, round(memory[memory.library == 'fastmix'].value.max(), 2))
     case = next(case for case in cases(table, 'loss') if 'segmentation' in case)
