@@ -25,7 +25,7 @@ CASES = [
     ((4, 1, 64, 128, 128), 'float32', 'contiguous'),
     ((4, 1, 64, 128, 128), 'bfloat16', 'contiguous'),
 ]
-FULL = dict(cases=CASES, rounds=30, most=18., memory=[CASES[i] for i in (0, 1, 2, 6)], steps=((64, 3, 32, 32), 2, 20), python=100,
+FULL = dict(cases=CASES, rounds=30, most=12., memory=[CASES[i] for i in (0, 1, 2, 6)], steps=((64, 3, 32, 32), 2, 12), python=100,
             losses={'classes': ((256, 1000), 60), 'segmentation': ((8, 21, 512, 512), 8)},
             sizes=([16, 32, 64, 128, 256], 128, 32, [64, 96, 128, 192, 256, 384], 25))
 QUICK = dict(cases=[((4, 3, 8, 8), 'float32', 'contiguous'), ((4, 3, 8, 8), 'bfloat16', 'channels_last'), ((4, 1, 4, 8, 8), 'float32', 'contiguous')],
@@ -157,7 +157,7 @@ def sizes(run, batches, side, n, sides, rounds):
             calls[case, 'clone'] = dict(library='torch', name='x.clone()'), x.clone
             calls |= {(case, w.name): (describe(w), w.run) for w in peers.fastmix(x, y) if w.kind == 'call'}
         with kept_memory() as kept:
-            best = run.quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds, most=15.), (title(shapes[-1], 'float32', 'contiguous'), 'clone'))
+            best = run.quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds, most=10.), (title(shapes[-1], 'float32', 'contiguous'), 'clone'))
         rows = {name: timing(best, name) for name in calls}
         for (case, name), (description, _) in calls.items():
             run.add('size', case, **{**description, 'kind': what}, value=rows[case, name]['ms']/rows[case, 'clone']['ms'], unit='clone', **rows[case, name],
