@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 import fastmix.callback as ours
 from fastmix.mix import mix_rng
 
-from . import measure, peers
+from . import measure, peers, report
 from .peers import CLASSES, learner
 
 MIXERS = {
@@ -232,7 +232,7 @@ def overhead(device, shape, runs):
 
 
 def measured(device, shape, runs):
-    """All of it, as rows of a table, each as soon as it is there: what, the figure, its unit, what it should be, and whether it is.
+    """All of it, as rows of a table: what, the figure, its unit, what it should be, and whether it is.
 
     What fails as a whole is a row with its error, and the next follows.
     """
@@ -287,12 +287,8 @@ def main(arguments=None):
         print('No GPU here: nothing was measured. `python -m bench.gpu --device cpu` rehearses the script.')
         return None
     if device.type == 'cuda' and device.index: torch.cuda.set_device(device) # whose clock and events are asked for
-    options.out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for row in measured(device, **(REHEARSAL if device.type == 'cpu' else FULL)):
-        rows.append(row)
-        pd.DataFrame(rows).to_csv(options.out/'gpu.csv', index=False)
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(measured(device, **(REHEARSAL if device.type == 'cpu' else FULL)))
+    report.write(table, options.out/'gpu.csv')
     if device.type == 'cpu': print('A rehearsal on the CPU: these figures mean nothing.')
     print(table.to_string(index=False, float_format='{:.3g}'.format))
     return table
