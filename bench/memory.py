@@ -25,7 +25,7 @@ def available():
     return sys.platform == 'linux' and os.access('/proc/self/clear_refs', os.W_OK) and hasattr(ctypes.CDLL(None), 'malloc_trim')
 
 
-def peak(call, runs=3):
+def peak(call, runs=2):
     "The bytes that `call` needed at its peak, what it returns included: the largest of some runs after a first one"
     call()
     gc.collect(1)

@@ -25,11 +25,12 @@ CASES = [
     ((4, 1, 64, 128, 128), 'float32', 'contiguous'),
     ((4, 1, 64, 128, 128), 'bfloat16', 'contiguous'),
 ]
-FULL = dict(cases=CASES, rounds=30, most=12., memory=[CASES[i] for i in (0, 1, 2, 6)], steps=((64, 3, 32, 32), 2, 12), python=100,
+FULL = dict(cases=CASES, rounds=30, most=12., memory=([CASES[i] for i in (0, 1, 2, 6)], {'classes': (256, 1000), 'segmentation': (2, 21, 512, 512)}),
+            steps=((64, 3, 32, 32), 2, 12), python=100,
             losses={'classes': ((256, 1000), 60), 'segmentation': ((8, 21, 512, 512), 8)},
             sizes=([16, 32, 64, 128, 256], 128, 32, [64, 96, 128, 192, 256, 384], 25))
 QUICK = dict(cases=[((4, 3, 8, 8), 'float32', 'contiguous'), ((4, 3, 8, 8), 'bfloat16', 'channels_last'), ((4, 1, 4, 8, 8), 'float32', 'contiguous')],
-             rounds=3, most=2., memory=[((64, 3, 128, 128), 'float32', 'contiguous')], steps=((8, 3, 8, 8), 2, 3), python=3,
+             rounds=3, most=2., memory=([((64, 3, 128, 128), 'float32', 'contiguous')], {'classes': (8, 10), 'segmentation': (2, 3, 8, 8)}), steps=((8, 3, 8, 8), 2, 3), python=3,
              losses={'classes': ((8, 10), 3), 'segmentation': ((2, 3, 8, 8), 3)}, sizes=([2, 4], 8, 2, [8, 16], 3))
 COLUMNS = ['section', 'case', 'library', 'name', 'kind', 'method', 'per', 'in_place', 'value', 'unit', 'ms', 'fastest', 'spread', 'rounds', 'attempts', 'load', 'others', 'note']
 
@@ -102,11 +103,11 @@ def memories(run, cases, tasks):
     if not memory.available():
         run.add('memory', note='not measured: this system does not tell')
         return
-    found = memory.measured([['mixing', *case] for case in cases] + [['losses', task, shape] for task, (shape, _) in tasks.items()])
+    found = memory.measured([['mixing', *case] for case in cases] + [['losses', *task] for task in tasks.items()])
     for case, rows in zip(cases, found):
         for library, name, kind, method, per, in_place, value in rows:
             run.add('memory', title(*case), library=library, name=name, kind=kind, method=method, per=per, in_place='yes' if in_place else '', value=value, unit='batch')
-    for (task, (shape, _)), rows in zip(tasks.items(), found[len(cases):]):
+    for (task, shape), rows in zip(tasks.items(), found[len(cases):]):
         for library, name, group, value in rows: run.add('loss memory', loss_title(task, shape), library=library, name=name, kind=group, value=value, unit='prediction')
     print('  memory: done', flush=True)
 
@@ -176,7 +177,7 @@ def measure(settings, patience):
     whole_steps(run, *settings['steps'])
     python_time(run, settings['python'])
     sizes(run, *settings['sizes'])
-    memories(run, settings['memory'], settings['losses'])
+    memories(run, *settings['memory'])
     run.add('machine', name='seconds', value=round(time.perf_counter() - start))
     return pd.DataFrame(run.rows, columns=COLUMNS)
 

@@ -216,6 +216,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'fastmix.mix.Paste.region_in': ('mix.html#paste.region_in', 'fastmix/mix.py'),
                              'fastmix.mix._bits': ('mix.html#_bits', 'fastmix/mix.py'),
                              'fastmix.mix._cells': ('mix.html#_cells', 'fastmix/mix.py'),
+                             'fastmix.mix._inside': ('mix.html#_inside', 'fastmix/mix.py'),
                              'fastmix.mix._rotation': ('mix.html#_rotation', 'fastmix/mix.py'),
                              'fastmix.mix._to': ('mix.html#_to', 'fastmix/mix.py'),
                              'fastmix.mix._wrong_lam': ('mix.html#_wrong_lam', 'fastmix/mix.py'),

@@ -12,7 +12,8 @@ __all__ = ['Mix', 'rotation', 'Blend', 'Paste', 'draw_lam', 'draw_partner', 'dra
 # %% ../nbs/00_mix.ipynb #3bdde38b
 import hashlib, math, os
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial, reduce
+from operator import and_
 
 import numpy as np
 import torch
@@ -127,6 +128,15 @@ def _bits(t): return (t if t.dtype is torch.float32 else t.view(_integers[t.elem
 
 def _cells(sides): return ..., *[slice(first, end) for first, end in sides]
 
+def _inside(bounds, t, arange):
+    "Where regions with `bounds`, `(n, d, 2)`, are in `t`: an array or a tensor, as `bounds` and what `arange` makes"
+    rows, d = [], bounds.shape[1]
+    for i, size in enumerate(t.shape[t.ndim-d:]):
+        cell = arange(size)
+        row = (cell >= bounds[:, i, :1]) & (cell < bounds[:, i, 1:])
+        rows.append(row.reshape(len(row), *[1]*(t.ndim-1-d+i), size, *[1]*(d-1-i)))
+    return reduce(and_, rows)
+
 class Paste(Mix):
     "A region of the partner pasted over every sample, as in CutMix (arXiv 1905.04899)"
     def __init__(self,
@@ -174,6 +184,9 @@ class Paste(Mix):
                 cells = _cells(region.tolist())
                 to, source = to[cells], source[cells]
                 for own, partner in self.halves(): to[own] = source[partner]
+            elif t.numel() < 2**12*self.n:
+                mask = self.mask(t, region).numpy()
+                for own, partner in self.halves(): np.copyto(to[own], source[partner], where=mask[own])
             else:
                 for own, (partner, sides) in enumerate(zip(_rotation(self.n, self.shift).tolist(), region.tolist())):
                     cells = _cells(sides)
@@ -185,13 +198,9 @@ class Paste(Mix):
 
     def mask(self, t:Tensor, region:np.ndarray) -> Tensor:
         "Where `region` is, as a bool tensor that broadcasts to `t`"
-        bounds = _to(torch.from_numpy(region.reshape(-1, len(self.size), 2)), t)
-        inside = torch.ones((), dtype=torch.bool, device=t.device)
-        for i, size in enumerate(t.shape[t.ndim-len(self.size):]):
-            cell = torch.arange(size, device=t.device)
-            row = (cell >= bounds[:, i, :1]) & (cell < bounds[:, i, 1:])
-            inside = inside & row.view(len(row), *[1]*(t.ndim-1-len(self.size)+i), size, *[1]*(len(self.size)-1-i))
-        return inside
+        bounds = region.reshape(-1, len(self.size), 2)
+        if t.is_cpu: return torch.from_numpy(_inside(bounds, t, np.arange))
+        return _inside(_to(torch.from_numpy(bounds), t), t, partial(torch.arange, device=t.device))
 
     def first(self): return type(self)(self.region[0] if self.region.ndim == 3 else self.region, self.size, self.partner)
 

@@ -30,6 +30,7 @@ fi
 
 echo "Installing into $venv (the first time some minutes and 6 GB, most of it PyTorch)"
 rm -f "$venv"/.fastmix-*
-"$venv/bin/python" -m pip install --disable-pip-version-check -e ".[$extra]"
+# The benchmark's environment is for one run: to compile all that is in it takes longer than to compile what is imported.
+"$venv/bin/python" -m pip install --disable-pip-version-check $([ "$extra" = bench ] && echo --no-compile) -e ".[$extra]"
 rm -f "$venv/.unfinished"
 touch "$stamp"
