@@ -56,7 +56,7 @@ class Run:
     def add(self, section, case='', **kwargs): self.rows.append({**dict.fromkeys(COLUMNS, ''), 'section': section, 'case': case, **kwargs})
 
     def quietly(self, measure, base):
-        best = quietly(measure, base, patience=self.patience)
+        best = quietly(measure, base, patience=self.patience/2) # something is left for those that come later
         self.patience -= best.again
         return best
 
@@ -187,7 +187,7 @@ def main(arguments=None):
     parser.add_argument('--out', type=Path, default=Path('results/bench'), help='folder for speed.csv and speed.png (%(default)s)')
     parser.add_argument('--page', type=Path, help='write the table of the documentation, a CSV, here as well')
     parser.add_argument('--quick', action='store_true', help='tiny batches: does everything run? The figures mean nothing')
-    parser.add_argument('--patience', type=float, default=20, help='seconds to spend in all on measuring again what was measured on a busy machine (%(default)s)')
+    parser.add_argument('--patience', type=float, default=30, help='seconds to spend in all on measuring again what was measured on a busy machine (%(default)s)')
     options = parser.parse_args(arguments)
     warnings.filterwarnings('ignore', category=FutureWarning)
     torch.manual_seed(0)

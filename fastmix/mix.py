@@ -29,7 +29,7 @@ class Mix:
         partner:Sequence|np.ndarray|Tensor, # `(n,)`: index in the batch of each sample's partner
     ):
         "Raises a `ValueError` if `lam` lies outside [0, 1], if a partner lies outside the batch, or if the two differ in length"
-        partner, lam = np.asarray(partner), np.asarray(lam, dtype=np.float32).copy()
+        partner, lam = np.asarray(partner), np.array(lam, dtype=np.float32)
         n = partner.size
         if not n or partner.ndim != 1 or partner.dtype.kind not in 'iu': raise ValueError(_wrong_partner(partner))
         partner = partner.astype(np.int64, copy=False)
@@ -37,9 +37,10 @@ class Mix:
         rotated = 0 < first < n and partner.tobytes() == _rotation(n, first).tobytes()
         if not rotated and (partner.min() < 0 or partner.max() >= n): raise ValueError(_wrong_partner(partner))
         if lam.shape not in ((), (n,)): raise ValueError(f"`lam` must be one number or {n}, one per sample; got shape {lam.shape}")
-        low, high = (lam.min(), lam.max()) if lam.ndim else [float(lam)]*2
+        low, high = (np.minimum.reduce(lam), np.maximum.reduce(lam)) if lam.ndim else [float(lam)]*2
         if not (low >= 0 and high <= 1): raise ValueError(_wrong_lam(lam))
-        self.n, self.lam, self.shift = n, torch.from_numpy(lam), first if rotated else None
+        self.n, self.shift = n, first if rotated else None
+        self.lam, self._lam = torch.from_numpy(lam), lam # the same memory
         if not rotated: self.partner = torch.from_numpy(partner.copy())
 
     @cached_property
@@ -102,8 +103,8 @@ def blend(self:Mix,
     self.check(t)
     if not (t.is_floating_point() or t.is_complex()):
         raise TypeError(f"a tensor of {t.dtype} has nothing in between to blend to: convert it to floating point first")
-    if self.lam.ndim == 0: weight = 1 - self.lam.item()
-    else: weight = _to(torch.from_numpy(1 - self.lam.numpy().reshape(-1, *[1]*(t.ndim-1))), t, t.dtype)
+    if self._lam.ndim: weight = _to(torch.from_numpy(1 - self._lam.reshape(-1, *[1]*(t.ndim-1))), t, t.dtype)
+    else: weight = 1 - self._lam.item()
     if not self.shift or t.requires_grad or t.numel() < 2**14: return torch.lerp(t, self.others(t), weight)
     out = torch.empty_like(t)
     for own, partner in self.halves():
