@@ -26,7 +26,7 @@ CASES = [
     ((4, 1, 64, 128, 128), 'bfloat16', 'contiguous'),
 ]
 FULL = dict(cases=CASES, rounds=30, most=12., memory=([CASES[i] for i in (0, 1, 2, 6)], {'classes': (256, 1000), 'segmentation': (2, 21, 512, 512)}),
-            steps=((64, 3, 32, 32), 2, 12), python=100,
+            steps=((64, 3, 32, 32), 2, 12), python=60,
             losses={'classes': ((256, 1000), 60), 'segmentation': ((8, 21, 512, 512), 8)},
             sizes=([16, 32, 64, 128, 256], 128, 32, [64, 96, 128, 192, 256, 384], 25))
 QUICK = dict(cases=[((4, 3, 8, 8), 'float32', 'contiguous'), ((4, 3, 8, 8), 'bfloat16', 'channels_last'), ((4, 1, 4, 8, 8), 'float32', 'contiguous')],
@@ -122,7 +122,7 @@ def weighted_losses(run, tasks, most):
         value = {c.name: float(c.run()) for c in calls if c.library == 'fastmix'}
         torch.testing.assert_close(value['nn.CrossEntropyLoss()'], value['a loss that it does not know'], rtol=1e-4, atol=1e-5)
         run.timed('loss', loss_title(task, shape), {f'{c.library} {c.name}': (dict(library=c.library, name=c.name, kind=c.group), c.run) for c in calls},
-                  f'{calls[0].library} {calls[0].name}', rounds, 'plain loss', most)
+                  f'{calls[0].library} {calls[0].name}', rounds, 'plain loss', most, warmup=1)
 
 
 def whole_steps(run, shape, n, rounds):
