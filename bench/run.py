@@ -26,11 +26,11 @@ CASES = [
     ((4, 1, 64, 128, 128), 'bfloat16', 'contiguous'),
 ]
 FULL = dict(cases=CASES, rounds=30, most=12., memory=([CASES[i] for i in (0, 1, 2, 6)], {'classes': (256, 1000), 'segmentation': (2, 21, 512, 512)}),
-            steps=((64, 3, 32, 32), 2, 12), python=60,
+            steps=((64, 3, 32, 32), 2, 12), python=15,
             losses={'classes': ((256, 1000), 60), 'segmentation': ((8, 21, 512, 512), 8)},
             sizes=([16, 32, 64, 128, 256], 128, 32, [64, 96, 128, 192, 256, 384], 25))
 QUICK = dict(cases=[((4, 3, 8, 8), 'float32', 'contiguous'), ((4, 3, 8, 8), 'bfloat16', 'channels_last'), ((4, 1, 4, 8, 8), 'float32', 'contiguous')],
-             rounds=3, most=2., memory=([((64, 3, 128, 128), 'float32', 'contiguous')], {'classes': (8, 10), 'segmentation': (2, 3, 8, 8)}), steps=((8, 3, 8, 8), 2, 3), python=3,
+             rounds=3, most=2., memory=([((64, 3, 128, 128), 'float32', 'contiguous')], {'classes': (8, 10), 'segmentation': (2, 3, 8, 8)}), steps=((8, 3, 8, 8), 2, 3), python=1,
              losses={'classes': ((8, 10), 3), 'segmentation': ((2, 3, 8, 8), 3)}, sizes=([2, 4], 8, 2, [8, 16], 3))
 COLUMNS = ['section', 'case', 'library', 'name', 'kind', 'method', 'per', 'in_place', 'value', 'unit', 'ms', 'fastest', 'spread', 'rounds', 'attempts', 'load', 'others', 'note']
 
@@ -137,11 +137,12 @@ def python_time(run, rounds):
     "Microseconds that a callback itself takes, beside one that does nothing and the plain loss"
     plain = batch((64, 1, 8, 8), 'float32', 'contiguous')
     typed = TensorImage(plain[0]), TensorCategory(plain[1]) # as fastai's loaders of images give them
+    kinds = [*((part, part, plain, steps.IN_A_ROW) for part in steps.PARTS), ("events, fastai's types", 'events', typed, steps.IN_A_ROW), ('events, a single step', 'events', plain, 1)]
     with steps.one_thread():
-        for kind, part, pair in [*((part, part, plain) for part in steps.PARTS), ("events, fastai's types", 'events', typed)]:
-            calls = {f'{library} {name}'.strip(): (dict(library=library, name=name, kind=kind), call) for (library, name), call in steps.events(*pair, part).items()}
-            best = run.quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds), 'nothing')
-            rows = {name: timing(best, name, steps.IN_A_ROW) for name in calls}
+        for kind, part, pair, n in kinds:
+            calls = {f'{library} {name}'.strip(): (dict(library=library, name=name, kind=kind), call) for (library, name), call in steps.events(*pair, part, n).items()}
+            best = run.quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds if n > 1 else 10*rounds), 'nothing')
+            rows = {name: timing(best, name, n) for name in calls}
             for name, (description, _) in calls.items():
                 run.add('python', '64×1×8×8 float32, one thread', **description, value=1e3*(rows[name]['ms'] - rows['nothing']['ms']), unit='µs', **rows[name])
             print(f'  python, {kind}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, attempt {best.attempts}', flush=True)

@@ -62,11 +62,11 @@ class Nothing(Callback):
 
 
 PARTS = 'events', 'events and loss', 'events, loss and backward'
-IN_A_ROW = 20 # a single step is too short to be timed among others
+IN_A_ROW = 100 # so that the first ones do not count, in which a callback's code and data come from memory anew
 
 
-def events(x, y, part):
-    """For each arm, a function that runs a part of the step `IN_A_ROW` times on a batch so small that only Python counts.
+def events(x, y, part, n=IN_A_ROW):
+    """For each arm, a function that runs a part of the step `n` times on a batch so small that only Python counts.
 
     The parts are in `PARTS`: the two events of a mixer, and with them fastai's cross entropy of the batch, and its backward pass.
     In the place of no callback is one that does nothing.
@@ -77,7 +77,7 @@ def events(x, y, part):
         learn = learner(x, y, callback())
 
         def run(learn=learn):
-            for _ in range(IN_A_ROW):
+            for _ in range(n):
                 learn.xb, learn.yb = (x,), (y,)
                 learn('before_batch')
                 if part != 'events':

@@ -130,7 +130,7 @@ def test_the_quietest_attempt_counts():
 
 def test_python_time_is_what_the_callback_adds(table):
     found, rows = report.python_time(table), report.figures(table, 'python')
-    assert list(found.columns) == [*steps.PARTS, "events, fastai's types"] and len(found) == len(steps.ARMS)
+    assert list(found.columns) == [*steps.PARTS, "events, fastai's types", 'events, a single step'] and len(found) == len(steps.ARMS)
     events = rows[rows.kind == 'events'].set_index(['library', 'name'])
     ours, nothing = events.loc['fastmix', 'MixUp()'], events.loc['', 'nothing']
     assert found['events']['fastmix MixUp()'] == f'{1000*(ours.ms-nothing.ms):.0f} ({1000*(ours.fastest-nothing.fastest):.0f})'
