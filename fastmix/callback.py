@@ -268,7 +268,7 @@ class Mixer(Callback):
 
     def pick(self,
         done:float|None, # How much of the fit is done, in [0, 1]. `None`: mix in any case
-        rng:np.random.Generator,
+        rng:np.random.Generator, # The generator to draw with
     ) -> 'Mixer|None':
         "The mixer for the next batch, which is itself, or `None` if the batch stays unmixed"
         if done is None: return self
@@ -291,7 +291,7 @@ class Mixer(Callback):
     def place(self,
         learn, # The `Learner`
         inputs:list, # The inputs of the batch
-        rng:np.random.Generator,
+        rng:np.random.Generator, # The generator to draw with
     ) -> tuple|None: # Name and module of the layer whose input is mixed; `None` for the model's own input
         "Where the next batch is mixed: at the input of the model, unless the method says otherwise"
 

@@ -208,7 +208,7 @@ class Paste(Mix):
 # %% ../nbs/00_mix.ipynb #3131e0eb
 def draw_lam(
     alpha:float|tuple, # Parameter of the Beta distribution, positive; or a pair `(a, b)`
-    rng:np.random.Generator,
+    rng:np.random.Generator, # The generator to draw with
     n:int|None=None, # How many: `None` for a single number
     fold:bool=False, # Replace each λ by `max(λ, 1-λ)`?
 ) -> np.ndarray|float: # Own shares in [0, 1], `(n,)`; or a single number
@@ -220,7 +220,7 @@ def draw_lam(
 # %% ../nbs/00_mix.ipynb #54e9196b
 def draw_partner(
     n:int, # Batch size, at least 2
-    rng:np.random.Generator,
+    rng:np.random.Generator, # The generator to draw with
 ) -> np.ndarray: # `(n,)`: index of each sample's partner, never its own
     "Draw a rotation of the batch by 1..n-1. Raises a `ValueError` for a batch of one, which has no partners"
     if n < 2: raise ValueError(f"a batch of {n} has no partners: mixing needs at least 2 samples")
@@ -229,7 +229,7 @@ def draw_partner(
 def draw_region(
     lam:float|np.ndarray, # Own share that is aimed at: one, or `(n,)`, one per sample
     size:Sequence, # The `d` spatial sizes
-    rng:np.random.Generator,
+    rng:np.random.Generator, # The generator to draw with
 ) -> np.ndarray: # `(d, 2)`, or `(n, d, 2)`: first cell and one past the last, per dimension
     "Draw a region whose sides are `(1-lam)**(1/d)` of `size`, its centre uniform, clipped at the border (arXiv 1905.04899). Raises a `ValueError` for a `lam` outside [0, 1]"
     if isinstance(lam, float): # for a single region plain Python is faster than NumPy's small arrays, and draws the same
