@@ -109,7 +109,7 @@ def aims(table):
 
 
 def python_time(table):
-    "For each callback and part of the step the microseconds of the median round, and in brackets those of the fastest"
+    "For each callback and part of the step the microseconds, the median over rounds, and in brackets those in the fastest round of the callback that does nothing"
     rows = figures(table, 'python')
     nothing = rows.library == ''
     taken_off = rows.kind.map(rows[nothing].set_index('kind').fastest).mask(nothing, 0)
@@ -130,7 +130,7 @@ def text(table):
             for _, row in table[(table.section == section) & (table.case == case) & (table.note != '')].iterrows():
                 blocks.append(f"       –  {row.library:12}{row['name']}: {row.note}")
     for case in cases(table, 'python'):
-        blocks += [f'\nthe Python time of a callback: {case}; microseconds, in brackets those of the fastest round', python_time(table).to_string()]
+        blocks += [f'\nthe Python time of a callback: {case}; microseconds, in brackets those of the fastest round of the callback that does nothing', python_time(table).to_string()]
     blocks += ['\nwhat is aimed at', aims(table).to_string(index=False)]
     rows = figures(table, 'size')
     if len(rows):

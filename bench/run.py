@@ -134,17 +134,21 @@ def whole_steps(run, shape, n, rounds):
 
 
 def python_time(run, rounds):
-    "Microseconds that a callback itself takes, beside one that does nothing and the plain loss"
+    """Microseconds that a callback itself takes, beyond one that does nothing and the plain loss: the median of the differences in each round.
+
+    `fastest` is here the round in which the callback that does nothing was fastest.
+    """
     plain = batch((64, 1, 8, 8), 'float32', 'contiguous')
     typed = TensorImage(plain[0]), TensorCategory(plain[1]) # as fastai's loaders of images give them
     kinds = [*((part, part, plain, steps.IN_A_ROW) for part in steps.PARTS), ("events, fastai's types", 'events', typed, steps.IN_A_ROW), ('events, a single step', 'events', plain, 1)]
     with steps.one_thread():
         for kind, part, pair, n in kinds:
             calls = {f'{library} {name}'.strip(): (dict(library=library, name=name, kind=kind), call) for (library, name), call in steps.events(*pair, part, n).items()}
-            best = run.quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds if n > 1 else 10*rounds), 'nothing')
-            rows = {name: timing(best, name, n) for name in calls}
+            best = run.quietly(lambda: interleave({name: call for name, (_, call) in calls.items()}, rounds if n > 1 else 10*rounds, rarest=1), 'nothing')
+            nothing = np.array(best.times['nothing'])
             for name, (description, _) in calls.items():
-                run.add('python', '64×1×8×8 float32, one thread', **description, value=1e3*(rows[name]['ms'] - rows['nothing']['ms']), unit='µs', **rows[name])
+                run.add('python', '64×1×8×8 float32, one thread', **description, unit='µs', **timing(best, name, n)
+                        | dict(value=1e6*np.median(best.times[name]-nothing)/n, fastest=1e3*best.times[name][nothing.argmin()]/n))
             print(f'  python, {kind}: load {best.load:.1f}, other processes had {best.others:.0%} of the processors, attempt {best.attempts}', flush=True)
 
 

@@ -29,7 +29,7 @@ class Mix:
         partner:Sequence|np.ndarray|Tensor, # `(n,)`: index in the batch of each sample's partner
     ):
         "Raises a `ValueError` if `lam` lies outside [0, 1], if a partner lies outside the batch, or if the two differ in length"
-        partner, lam = np.asarray(partner), np.array(lam, dtype=np.float32)
+        partner, lam = np.asarray(partner), np.asarray(lam, dtype=np.float32).copy()
         n = partner.size
         if not n or partner.ndim != 1 or partner.dtype.kind not in 'iu': raise ValueError(_wrong_partner(partner))
         partner = partner.astype(np.int64, copy=False)
