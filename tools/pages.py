@@ -17,6 +17,7 @@ from fastcore.nbio import mk_cell, read_nb
 from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import NbdevLookup, nbglob, patch_name
 from nbdev.frontmatter import FrontmatterProc
+from nbdev.maker import read_var
 from nbdev.process import Processor
 from nbdev.processors import FilterDefaults, add_links, add_show_docs, exec_show_docs, insert_warning
 
@@ -24,6 +25,7 @@ root = Path(__file__).resolve().parent.parent
 config = get_config(root)
 index = run_path(config.lib_path/'_modidx.py')['d']['syms']
 defining = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+exporting = {'export', 'exports', 'exporti'}
 
 
 def notebooks(): return nbglob(config.nbs_path, as_path=True).sorted()
@@ -48,16 +50,26 @@ def definitions(module):
     return found
 
 
-def has_entry(name, node):
+@cache
+def public(module):
+    "The names in the `__all__` of the file `module`: those of its `exporti` cells are not among them"
+    return set(read_var(module.read_text(encoding='utf-8'), '__all__'))
+
+
+def has_entry(name, module):
     "Public names have an entry, methods where they have a docstring"
-    if any(part[0] == '_' for part in name.split('.')): return False
-    return '.' not in name or ast.get_docstring(node) is not None
+    owner, *method = name.split('.')
+    if any(part[0] == '_' for part in (owner, *method)): return False
+    if owner in definitions(module) and owner not in public(module): return False
+    return not method or ast.get_docstring(definitions(module)[name]) is not None
 
 
-def module_of(nb):
-    "The file that a notebook exports to"
-    name = next(cell.directives_['default_exp'] for cell in nb.cells if 'default_exp' in cell.directives_)
-    return (config.lib_path/name.replace('.', '/')).with_suffix('.py')
+def exports_to(nb):
+    "The module that a notebook exports to, `None` where it exports nothing"
+    return next((cell.directives_['default_exp'] for cell in nb.cells if 'default_exp' in cell.directives_), None)
+
+
+def exported(cell): return cell.cell_type == 'code' and not exporting.isdisjoint(cell.directives_)
 
 
 def heading(name, level, module, folder):
@@ -124,21 +136,20 @@ def entry(sym, name, level, **place):
     if isclass(sym):
         written = [f'{name}.{node.name}' for node in definitions(place['module'])[name].body if isinstance(node, defining)]
         parts += [entry(getattr(sym, part.rpartition('.')[2]), part, level + 1, **place) for part in written
-                  if has_entry(part, definitions(place['module'])[part])]
+                  if has_entry(part, place['module'])]
     return '\n\n'.join(part for part in parts if part)
 
 
 class add_entries(Processor):
     "An entry below each exported cell for every public name that it defines, values included"
     def begin(self):
-        exported = [cell for cell in self.nb.cells if cell.cell_type == 'code' and 'export' in cell.directives_]
-        if not exported: return
-        file = module_of(self.nb)
-        module = import_module('.'.join(file.relative_to(config.lib_path.parent).with_suffix('').parts))
-        for cell in reversed(exported):
+        to = exports_to(self.nb)
+        if not to: return
+        module, file = import_module(f'{config.lib_path.name}.{to}'), config.lib_path/f'{to.replace(".", "/")}.py'
+        for cell in reversed([cell for cell in self.nb.cells if exported(cell)]):
             texts = [self.text(cell, node, name, module, module=file, folder=self.nb.path_.parent)
                      for node in ast.parse(cell.source).body for name in names_defined(node)
-                     if has_entry(name, node)]
+                     if has_entry(name, file)]
             self.nb.cells[cell.idx_ + 1:cell.idx_ + 1] = [mk_cell(text, 'markdown') for text in texts]
 
     def text(self, cell, node, name, of, **place):
@@ -169,7 +180,7 @@ class Lookup(NbdevLookup):
                 page, _, anchor = address.partition('#')
                 short, link = name.removeprefix(f'{module}.'), os.path.relpath(files[page], notebook.parent)
                 if anchors: link += f'#{anchor}'
-                self.own[name] = link if has_entry(short, definitions(root/file)[short]) else None
+                self.own[name] = link if has_entry(short, root/file) else None
                 if files[page] == notebook or f'from {module} import *' in public: self.own[short] = self.own[name]
                 else: self.own.setdefault(short, None)
         self.fastai = self.entries['fastai']['syms']
