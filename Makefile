@@ -25,8 +25,8 @@ demo: env ## compare training without mixing, with MixUp and with CutMix on hand
 test: env ## run all tests
 	@tools/test.sh
 
-prep: env ## clean the notebooks, export the modules, write README.md
-	@nbdev-clean && nbdev-export && python tools/readme.py
+prep: env ## clean the notebooks, export the modules, write fastmix/all.py and README.md
+	@python tools/prep.py
 
 readme: env ## write README.md from its notebook
 	@python tools/readme.py

@@ -3,6 +3,7 @@
 from fastmix.mix import *
 from fastmix.loss import *
 from fastmix.callback import *
+# The methods: `make prep` writes a line for each notebook under nbs/methods that exports a module
 from fastmix.show import *
 from fastmix.data import *
 from fastmix.compare import *
