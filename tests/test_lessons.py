@@ -23,6 +23,7 @@ def exported_to(notebook):
 
 
 notebooks = [notebook for notebook in nbglob(config.nbs_path, as_path=True).sorted() if exported_to(notebook)]
+names = [notebook.relative_to(config.nbs_path).with_suffix('').as_posix() for notebook in notebooks]
 
 
 def names_bound(source):
@@ -58,7 +59,7 @@ def shell(request, monkeypatch):
 
 
 @pytest.mark.parametrize('notebook, shell', [(notebook, notebook) for notebook in notebooks], indirect=['shell'],
-                         ids=[notebook.stem for notebook in notebooks])
+                         ids=names)
 def test_lessons(notebook, shell):
     default = exported_to(notebook)[0]
     for cell in nb_test_cells(notebook, config.tst_flags):

@@ -65,7 +65,14 @@ def entries():
     for name, symbols in index().items():
         module, page = import_module(name), next(iter(symbols.values()))[0].partition('#')[0]
         methods = [o.removeprefix(f'{name}.') for o in symbols]
-        yield module, page, module.__all__ + [o for o in methods if '.' in o and '.__' not in o and resolve(module, o).__doc__]
+        yield module, page, module.__all__ + [o for o in methods if '.' in o and documented(module, o)]
+
+
+def documented(module, method):
+    "Has `method` a docstring, and is its class public, or another module's?"
+    owner = method.partition('.')[0]
+    public = owner in module.__all__ or resolve(module, owner).__module__ != module.__name__
+    return public and '.__' not in method and resolve(module, method).__doc__
 
 
 def resolve(module, name):
@@ -89,11 +96,12 @@ class TestPages:
         from pages import config
         wrong = []
         for module, page, names in entries():
-            file = f'fastmix/{Path(module.__file__).name}'
+            file = Path(module.__file__).relative_to(root).as_posix()
+            at = os.path.relpath(f'source/{file}.html', Path(page).parent)
             links = [link.partition('#') for link, kind in pages[page].links if 'source' in kind.split()]
             lines = {name: Path(module.__file__).read_text().splitlines()[int(re.search(r'\d+$', anchor)[0]) - 1]
                      for name, (path, _, anchor) in zip(self.order(pages[page], names), links)}
-            assert {path for path, _, _ in links} == {f'{config.git_url}/blob/{config.branch}/{file}' if config.git_url else f'source/{file}.html'}
+            assert {path for path, _, _ in links} <= {f'{config.git_url}/blob/{config.branch}/{file}' if config.git_url else at}
             wrong += [(name, line) for name, line in lines.items() if name.rpartition('.')[2] not in line and '@' not in line]
             assert len(lines) == len(names), page
         assert not wrong
