@@ -11,7 +11,7 @@ export PYTHONPATH := $(CURDIR)
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test prep readme rows docs bench experiments
+.PHONY: help env demo test prep readme rows docs measures bench experiments
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,9 @@ rows: env ## run every row on fastmix and on fastai's own callbacks, and write t
 
 docs: env ## build the documentation site in _site/
 	@MPLBACKEND=agg PYTHONWARNINGS=ignore::FutureWarning python tools/docs.py
+
+measures: env ## print measures of the notebooks' text: how long cells are, how much of the code is shown
+	@python tools/measures.py
 
 bench: ## measure the speed of mixing beside other libraries, which get an environment of their own
 	@tools/setup.sh "$(abspath $(VENV))-bench" bench
