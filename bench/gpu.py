@@ -18,8 +18,8 @@ from fastai.losses import CrossEntropyLossFlat
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-import fastmix.callback as ours
-from fastmix.mix import mix_rng
+import fastmix.all as ours
+from fastmix.all import mix_rng
 
 from . import measure, peers, report
 from .peers import CLASSES, learner

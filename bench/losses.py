@@ -11,8 +11,8 @@ from fastai.layers import NoneReduce
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
-from fastmix.loss import MixLoss
-from fastmix.mix import Blend, rotation
+from fastmix.all import MixLoss
+from fastmix.all import Blend, rotation
 
 from . import peers
 

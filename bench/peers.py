@@ -16,8 +16,8 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
-import fastmix.callback as ours
-from fastmix.mix import mix_rng
+import fastmix.all as ours
+from fastmix.all import mix_rng
 
 ALPHA = {'MixUp': .4, 'CutMix': 1.}
 CLASSES = 10

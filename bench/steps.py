@@ -13,7 +13,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from torch import nn
 
-import fastmix.callback as ours
+import fastmix.all as ours
 
 from .peers import CLASSES, learner
 

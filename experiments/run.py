@@ -23,7 +23,7 @@ sys.path[:0] = [str(root), str(root/'experiments')]
 from data import cifar, clothing, crop_and_flip, fashion, loaders, per_class, split, wrong_labels  # noqa: E402
 from models import keras_cnn, mlp, resnet18, resnet20, small_cnn  # noqa: E402
 
-from fastmix.callback import CutMix, MixChoice, MixUp  # noqa: E402, after the path to it
+from fastmix.all import CutMix, MixChoice, MixUp  # noqa: E402, after the path to it
 from fastmix.compare import compare  # noqa: E402
 
 results = root/'nbs/experiments/results'

@@ -4,13 +4,17 @@ fastmix trains a fastai `Learner` on **mixed samples**: put `MixUp()` or `CutMix
 
 Modules:
 
-- `fastmix.callback`: One callback in `cbs`, and a `Learner` trains on mixed samples
 - `fastmix.cli`: One command that trains with and without mixing, and shows what came of it
 - `fastmix.compare`: Does mixing help on your data? Train with and without it, paired by seed, and see
 - `fastmix.data`: Labelled images for a comparison: handwritten digits at once, or a folder of photographs
 - `fastmix.loss`: What a mixed sample should be called, for any loss function
+- `fastmix.methods.cutmix`: Trains on samples with a region of another pasted in, and asks for both labels by their share of the pixels
+- `fastmix.methods.manifold_mixup`: Trains on averages of what two samples have become inside the network, at a layer drawn anew for each batch
+- `fastmix.methods.mix_choice`: Draws one of several mixers for each batch, so that a network is trained on more than one way of mixing
+- `fastmix.methods.mixup`: Trains on weighted averages of two samples, and asks for the same average of their labels
 - `fastmix.metric`: What a metric means while the samples are mixed
-- `fastmix.mix`: Draw a mix for a batch, and apply it to any tensor of that batch
+- `fastmix.mix`: What a mixed sample is made of: a weighted average, a pasted region, or a weight for each place
+- `fastmix.mixer`: One callback in `cbs`, and a `Learner` trains on mixed samples
 - `fastmix.show`: Pictures of a mixed batch, as it would be trained on next; of one pair under several mixers; and of what alpha does"""
 
 __version__ = "0.1.0"

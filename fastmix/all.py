@@ -1,9 +1,16 @@
 "Every public name of fastmix. Import it after fastai's own `all`, which exports a `MixUp` and a `CutMix` too"
 
 from fastmix.mix import *
+from fastmix.draw import *
+from fastmix.batch import *
 from fastmix.loss import *
-from fastmix.callback import *
+from fastmix.layers import *
+from fastmix.mixer import *
 # The methods: `make prep` writes a line for each notebook under nbs/methods that exports a module
+from fastmix.methods.mixup import *
+from fastmix.methods.cutmix import *
+from fastmix.methods.manifold_mixup import *
+from fastmix.methods.mix_choice import *
 from fastmix.show import *
 from fastmix.data import *
 from fastmix.compare import *

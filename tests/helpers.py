@@ -11,8 +11,8 @@ from fastai.learner import Learner, Recorder
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
-from fastmix.callback import Mixer
-from fastmix.mix import Paste
+from fastmix.all import Mixer
+from fastmix.all import Paste
 
 
 def samples(n, size=(4, 4)):

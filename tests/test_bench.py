@@ -7,8 +7,8 @@ from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
 from bench import gpu, losses, measure, memory, peers, report, run, steps
-from fastmix.callback import CutMix, MixUp
-from fastmix.mix import Blend, Paste
+from fastmix.all import CutMix, MixUp
+from fastmix.all import Blend, Paste
 
 
 @pytest.fixture(scope='module')

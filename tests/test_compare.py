@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import RandomSampler
 
-from fastmix.callback import CutMix, ManifoldMixUp, MixChoice, Mixer, MixUp
+from fastmix.all import CutMix, ManifoldMixUp, MixChoice, Mixer, MixUp
 from fastmix.compare import (AllRunsFailed, Comparison, History, OtherResults, arm_learner, arm_text, calls_of, compare, loss_text,
                              metric_text, name_of, paired_difference, read_results, settings_of)
 

@@ -17,8 +17,8 @@ def worker(folder):
     from fastai.learner import Recorder
     from fastai.metrics import accuracy
 
-    from fastmix.callback import CutMix, MixChoice, MixUp
-    from fastmix.metric import MixMetric
+    from fastmix.all import CutMix, MixChoice, MixUp
+    from fastmix.all import MixMetric
 
     def broadcast(self, t, rank): # fastai's moves to a GPU first
         t = torch.tensor(t)

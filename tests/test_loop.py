@@ -32,7 +32,7 @@ from fastai.vision.learner import cnn_learner, vision_learner
 from torch import nn
 from torchvision.models import resnet18
 
-from fastmix.callback import CutMix, MixChoice, Mixer, MixUp
+from fastmix.all import CutMix, MixChoice, Mixer, MixUp
 from helpers import Spy, check, check_all, formula_grads, grads_of, learner, linear, loaders, samples, weighted
 
 mixers = dict(mix_up=MixUp, cut_mix=CutMix, choice=lambda **kwargs: MixChoice(MixUp(), CutMix(per='sample'), **kwargs))

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from fastmix.callback import CutMix, ManifoldMixUp, MixChoice, MixUp, find_layers, mixing_layers
+from fastmix.all import CutMix, ManifoldMixUp, MixChoice, MixUp, find_layers, mixing_layers
 from helpers import Spy, check, learner, loaders, mixed, samples, weighted
 
 per = pytest.mark.parametrize('per', ['sample', 'batch'])

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, chisquare, kstest
 
-from fastmix.mix import Blend, Paste, draw_lam, draw_partner, draw_region, mix_rng, rotation
+from fastmix.all import Blend, Paste, draw_lam, draw_partner, draw_region, mix_rng, rotation
 
 settings.register_profile('fast', max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile('fast')

@@ -5,7 +5,7 @@ from subprocess import CalledProcessError
 import fastai.callback.mixup as fastais
 import pytest
 
-import fastmix.callback as ours
+import fastmix.all as ours
 from promises import promises
 
 checks = pytest.mark.parametrize('check', [check for check, _ in promises.values()], ids=lambda check: check.__name__)

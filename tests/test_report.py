@@ -26,7 +26,7 @@ from fastai.torch_core import get_random_states
 from PIL import Image
 from torch import nn
 
-from fastmix.callback import CutMix, ManifoldMixUp, MixChoice, MixUp
+from fastmix.all import CutMix, ManifoldMixUp, MixChoice, MixUp
 from fastmix.compare import compare, read_results
 from fastmix.data import digit_images, image_dls
 

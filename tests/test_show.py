@@ -34,8 +34,8 @@ from helpers import loaders as two_loaders
 from scipy.stats import beta
 from torch import nn
 
-from fastmix.callback import CutMix, ManifoldMixUp, MixChoice, Mixer, MixUp
-from fastmix.mix import Blend, Paste, draw_lam, mix_rng
+from fastmix.all import CutMix, ManifoldMixUp, MixChoice, Mixer, MixUp
+from fastmix.all import Blend, Paste, draw_lam, mix_rng
 from fastmix.show import hardly_mixed, label_of, mix_title, plot_lam, show_mix, show_mixers, untouched
 
 

@@ -23,9 +23,9 @@ from fastcore.foundation import L
 from torch import nn
 from torch.testing import assert_close
 
-from fastmix.callback import CutMix, ManifoldMixUp, MixChoice, MixUp, mix_inputs, mix_targets
-from fastmix.loss import MixLoss
-from fastmix.mix import Blend, mix_rng, rotation
+from fastmix.all import CutMix, ManifoldMixUp, MixChoice, MixUp, mix_inputs, mix_targets
+from fastmix.all import MixLoss
+from fastmix.all import Blend, mix_rng, rotation
 from helpers import Spy, check, check_all, learner, linear, loaders, mixed, samples
 
 mixers = {f'{mixer.__name__}, per {per}': partial(mixer, per=per, seed=1) for mixer in (MixUp, CutMix) for per in ('sample', 'batch')}
