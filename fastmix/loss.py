@@ -148,20 +148,22 @@ def weighs_samples(loss, n_targets:int=1) -> bool|None:
     if n_targets == 1 and class_settings(loss): return True
     return None if reduction_of(loss) else False
 
-# %% ../nbs/03_loss.ipynb #34ec1b64
+# %% ../nbs/03_loss.ipynb #e404cfd9
 class LossFacts:
     "What is known of a loss: can it be weighted sample by sample?"
     def __init__(self,
         loss, # The user's loss
         mixer:str='MixLoss', # Who asks, for warnings
-        per_sample:bool|None=None, # Known already? `None`: not yet
+        before:bool|None=None, # What an earlier run found out, for a loss that would have to be tried
     ):
-        self.loss, self.mixer, self.per_sample = loss, mixer, per_sample
+        self.loss, self.mixer, self.before, self.per_sample = loss, mixer, before, None
         self.trying, self.watching, self.plain, self.told = False, True, None, set()
 
     def ask(self, n_targets:int=1) -> bool|None: # `None`: the coming batch gets one λ, and tells
         "Can the loss be weighted with one λ per sample?"
-        self.judge(weighs_samples(self.loss, n_targets) if self.per_sample is None else self.per_sample)
+        if self.per_sample is None:
+            known = weighs_samples(self.loss, n_targets)
+            self.judge(self.before if known is None else known)
         self.trying = self.per_sample is None
         return self.per_sample
 
@@ -177,7 +179,9 @@ class LossFacts:
 
     def silent(self) -> 'LossFacts':
         "The same, for a picture: it says nothing, and what it finds out is not kept"
-        return LossFacts(self.loss, '', self.per_sample)
+        facts = LossFacts(self.loss, '', self.before)
+        facts.per_sample = self.per_sample
+        return facts
 
 # %% ../nbs/03_loss.ipynb #9fa2169d
 @patch

@@ -127,22 +127,22 @@ def term(self:Mixer,
 ) -> Tensor|None: # A number
     "Something to add to the loss, or `None`"
 
-# %% ../nbs/05_mixer.ipynb #a922d528
+# %% ../nbs/05_mixer.ipynb #f0ef83dd
 @patch
 def check(self:Mixer,
     batch:Batch, # The batch
 ):
     "Raise a `ValueError` for a batch without the places that the method needs, a `TypeError` for inputs that have nothing in between"
     name, d = type(self).__name__, len(batch.size)
+    for x in batch.inputs:
+        if is_floating(x) or (d and self.places and has_places(x, batch.size)): continue
+        raise TypeError(f"{name} got an input of {x.dtype}, shape {tuple(x.shape)}: category codes, token ids and bytes have nothing in between. "
+                        "Convert images to floating point in the loader (fastai's `IntToFloatTensor`); mix codes and ids where the model has made them "
+                        "floating point, with `ManifoldMixUp(layers=...)`")
     if self.places and d not in self.places:
         dims = ' or '.join(map(str, self.places)) if len(self.places) < 3 else f'{self.places[0]} to {self.places[-1]}'
         raise ValueError(f"{name} mixes places, so the input must be (n, c, *size) with {dims} spatial dimensions; "
                          f"got shape {tuple(batch.x.shape)}. Use MixUp")
-    for x in batch.inputs:
-        if is_floating(x) or (self.places and has_places(x, batch.size)): continue
-        raise TypeError(f"{name} got an input of {x.dtype}, shape {tuple(x.shape)}: category codes, token ids and bytes have nothing in between. "
-                        "Convert images to floating point in the loader (fastai's `IntToFloatTensor`); mix codes and ids where the model has made them "
-                        "floating point, with `ManifoldMixUp(layers=...)`")
 
 # %% ../nbs/05_mixer.ipynb #46896e6c
 @patch
@@ -167,7 +167,7 @@ def draw_mix(self:Mixer,
     mix = self.draw(batch, draw_lam(self.alpha, rng, m, self.fold) if lam is None else np.full(m, lam), rng)
     return [None, mix] if self.beside else mix
 
-# %% ../nbs/05_mixer.ipynb #ff6260d4
+# %% ../nbs/05_mixer.ipynb #2145a3f8
 class MixedBatch:
     "A batch and its mixes; between `begin` and `end` the learner trains on it"
     def __init__(self,
@@ -187,7 +187,7 @@ class MixedBatch:
         self.mixes = mixes if isinstance(mixes, list) else [mixes]
         self.mix = next(mix for mix in self.mixes if mix is not None)
         if batch.source: self.targets.take_from(batch.source.yb)
-        self.hooks, self.switched, self.held = [], None, None
+        self.hooks, self.switched, self.held, self.under_way = [], None, None, False
 
     @property
     def left(self) -> Mix|None:
@@ -220,7 +220,7 @@ def weighs(self:MixedBatch) -> bool:
     fates = {fate for mix in self.mixes for fate in self.targets.fates(mix)}
     return len(self.mixes) > 1 or not fates.isdisjoint(weighed) or type(self.mixer).term is not Mixer.term
 
-# %% ../nbs/05_mixer.ipynb #57b7e3ab
+# %% ../nbs/05_mixer.ipynb #57e3f640
 @patch
 def begin(self:MixedBatch):
     "Step 2: the learner trains on the mix"
@@ -228,13 +228,14 @@ def begin(self:MixedBatch):
     xb, yb, weighs, watched = self.inputs(), self.labels(), self.weighs(), mixer.watch(learn)
     if self.place: self.hooks.append(LayerMix(*self.place, self.mixes))
     if watched: self.hooks.append(Watch(*watched))
+    self.under_way = True
     for hook in self.hooks: hook.attach()
     learn.xb, learn.yb = xb, yb
     if not weighs: return
     self.targets.remember(() if self.place else xb)
     term = None if type(mixer).term is Mixer.term else lambda pred, mix: mixer.term(pred, batch, mix)
-    self.switched = MixLoss(user_loss(learn), self.mixes, self.targets, self.facts, term, self.split if len(self.mixes) > 1 else None)
-    learn.loss_func = self.switched
+    split = self.split if len(self.mixes) > 1 else None
+    learn.loss_func = self.switched = MixLoss(user_loss(learn), self.mixes, self.targets, self.facts, term, split)
 
 # %% ../nbs/05_mixer.ipynb #1e16a53a
 def user_loss(learn): return learn.loss_func.user_loss if isinstance(learn.loss_func, MixLoss) else learn.loss_func
@@ -265,12 +266,12 @@ def split(self:MixedBatch, pred):
     if self.left is not None: learn.yb = self.targets.mixed(self.left)
     return list(zip(parts, self.mixes))
 
-# %% ../nbs/05_mixer.ipynb #f7b83bb3
+# %% ../nbs/05_mixer.ipynb #18c7cfed
 @patch
 def end(self:MixedBatch):
     "Step 6: take the hooks off, and put the user's loss back"
     for hook in self.hooks: hook.remove()
-    self.hooks = []
+    self.hooks, self.under_way = [], False
     if self.switched is None: return
     learn, switched = self.batch.learn, self.switched
     if learn.loss_func is not switched and switched.unused and switched.mixes:
@@ -281,9 +282,9 @@ def end(self:MixedBatch):
 
 @patch
 def release(self:MixedBatch):
-    "Let go of the batch's tensors; the mixes stay at hand"
+    "Let go of the batch and the model; the mixes stay at hand"
     self.end()
-    self.batch.xb, self.batch.inputs, self.batch.x = (), [], None
+    self.batch = self.targets = self.place = None
 
 # %% ../nbs/05_mixer.ipynb #87adeeec
 def put_back(learn, switched):
@@ -361,18 +362,19 @@ def check_alone(self:Mixer, learn):
                                         "To draw one of several for each batch, use `MixChoice`, e.g. `MixChoice(MixUp(), CutMix())`")
     if self.learn is not learn: raise ValueError(f"this {names[0]} was given to another Learner later, or removed from one that has it twice: give each Learner a mixer of its own")
 
-# %% ../nbs/05_mixer.ipynb #9fc80d51
+# %% ../nbs/05_mixer.ipynb #886514ac
 @patch
 def facts_of(self:Mixer, loss) -> LossFacts:
     "What is known of `loss`"
     if self.facts is None or self.facts.loss is not loss:
-        before_a_stop = self.facts is not None and self.facts.loss is None
-        self.facts = LossFacts(loss, type(self).__name__, self.facts.per_sample if before_a_stop else None)
+        resumed = self.facts is not None and self.facts.loss is None
+        self.facts = LossFacts(loss, type(self).__name__, self.facts.before if resumed else None)
     return self.facts
 
 @patch
 def after_train(self:Mixer):
     "The end of an epoch's training: what has the loss shown?"
+    self.undo()
     if self.batch: self.batch.release()
     if self.facts: self.facts.end_epoch()
 
@@ -380,12 +382,13 @@ def after_train(self:Mixer):
 def after_fit(self:Mixer):
     "Let go of what belongs to the model"
 
-# %% ../nbs/05_mixer.ipynb #2a443944
+# %% ../nbs/05_mixer.ipynb #33a6b48a
 @patch
 def pause(self:Mixer) -> MixedBatch|None: # For `resume`
     "Take the batch under way out of the learner"
-    batch = self.batch
-    if batch: batch.pause()
+    if not (self.batch and self.batch.under_way): return None
+    self.batch.pause()
+    batch, self.batch = self.batch, None
     return batch
 
 @patch
@@ -393,8 +396,9 @@ def resume(self:Mixer,
     batch:MixedBatch|None, # From `pause`
 ):
     "Go on with the batch that was under way"
+    if not batch: return
     self.batch = batch
-    if batch: batch.resume()
+    batch.resume()
 
 @patch
 def before_validate(self:Mixer):
@@ -407,7 +411,7 @@ def after_validate(self:Mixer):
     batch, self.paused = self.paused, None
     self.resume(batch)
 
-# %% ../nbs/05_mixer.ipynb #500a53ea
+# %% ../nbs/05_mixer.ipynb #d4aa59e2
 fastai_one_batch = getattr(Learner.one_batch, '_before_fastmix', Learner.one_batch) # Once, also when this module is reloaded
 
 @wraps(fastai_one_batch)
@@ -420,8 +424,7 @@ def one_batch(self, i, b):
         for cb in [*before, *self.cbs]: # Also one that was removed or added in the middle of the batch
             if isinstance(cb, Mixer): cb.undo()
         if isinstance(self.loss_func, MixLoss): self.loss_func = self.loss_func.restore()
-        for cb, batch in around:
-            if batch and (batch.hooks or batch.switched): cb.resume(batch)
+        for cb, batch in around: cb.resume(batch)
 
 one_batch._before_fastmix = fastai_one_batch
 Learner.one_batch = one_batch
@@ -444,11 +447,11 @@ def __deepcopy__(self:Mixer, memo):
     vars(new).update(copy.deepcopy(vars(new), memo))
     return new
 
-# %% ../nbs/05_mixer.ipynb #4d0c5aa4
+# %% ../nbs/05_mixer.ipynb #6b303f4a
 @patch
 def state_dict(self:Mixer) -> dict: # What `torch.save` can save and `load_state_dict` restores
     "The state of the generator, `None` where there is none yet; and what has been found out about the loss"
-    return {'rng': self.rng and copy.deepcopy(self.rng.bit_generator.state), 'per_sample': self.facts and self.facts.per_sample}
+    return {'rng': self.rng and copy.deepcopy(self.rng.bit_generator.state), 'per_sample': self.facts and (self.facts.before if self.facts.loss is None else self.facts.per_sample)}
 
 @patch
 def load_state_dict(self:Mixer,
@@ -459,7 +462,7 @@ def load_state_dict(self:Mixer,
         rng = None if state['rng'] is None else np.random.default_rng()
         if rng: rng.bit_generator.state = state['rng']
     except (TypeError, KeyError, ValueError) as e: raise ValueError(f"not the state of a mixer, which `state_dict` gives: {state!r}") from e
-    self.rng, self.facts = rng, LossFacts(None, per_sample=state.get('per_sample'))
+    self.rng, self.facts = rng, LossFacts(None, before=state.get('per_sample'))
 
 # %% ../nbs/05_mixer.ipynb #6527d882
 def arguments(

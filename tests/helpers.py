@@ -11,8 +11,7 @@ from fastai.learner import Learner, Recorder
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
-from fastmix.all import Mixer
-from fastmix.all import Paste
+from fastmix.all import Batch, Mixer, Paste, mix_rng
 
 
 def samples(n, size=(4, 4)):
@@ -72,6 +71,11 @@ class Spy(Callback):
 def grads_of(model): return [p.grad.clone() for p in model.parameters()]
 
 
+def drawn(mixer, x, seed=0):
+    "The mix that `mixer` draws for a batch `x`"
+    return mixer.draw_mix(Batch((x,)), mix_rng(seed))
+
+
 def formula_grads(model, rows, scale=1.):
     "The gradients of the summed λ-weighted losses of some batches"
     model.zero_grad()
@@ -86,7 +90,7 @@ def mixed(mix, x):
         if not isinstance(mix, Paste): out.append(lam[i]*own + (1-lam[i])*x[j])
         else:
             out.append(own.clone())
-            cells = (..., *(slice(*side) for side in (mix.region[i] if mix.region.ndim == 3 else mix.region)))
+            cells = (..., *(slice(*side) for side in mix.region[i if len(mix.region) > 1 else 0]))
             out[-1][cells] = x[j][cells]
     return torch.stack(out)
 

@@ -113,12 +113,15 @@ def test_fault(place, mixer, attached):
             if order == 0: check_trains(learn, make)
 
 
+stateful = {f'fastmix.{name}' for name in ('mixer', 'layers', 'batch', 'draw', 'mix')} # not the loss, where torch's own `no_grad` would be interrupted
+
+
 class Interrupt:
-    "Ctrl-C at the `n`-th line that runs in the module of the mixers"
+    "Ctrl-C at the `n`-th line that runs where something of the learner is changed"
     def __init__(self, n): self.n, self.at = n, None
 
     def __call__(self, frame, event, arg):
-        if frame.f_globals.get('__name__') != Mixer.__module__: return
+        if frame.f_globals.get('__name__') not in stateful: return
         if event == 'line':
             self.n -= 1
             if self.n == 0:

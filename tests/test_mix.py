@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, chisquare, kstest
 
-from fastmix.all import Blend, Paste, draw_lam, draw_partner, draw_region, mix_rng, rotation
+from fastmix.all import Blend, Paste, draw_lam, draw_partner, draw_region, mix_rng, region_around, rotation
+from fastmix.draw import device_regions
 
 settings.register_profile('fast', max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile('fast')
@@ -40,7 +41,7 @@ def partners(n, path, rng):
     return np.array([rng.choice([j for j in range(n) if j != i]) for i in range(n)])
 
 
-def regions(n, size, alpha, per_sample, rng): return draw_region(draw_lam(alpha, rng, n if per_sample else None), size, rng)
+def regions(n, size, alpha, per_sample, rng): return draw_region(draw_lam(alpha, rng, n if per_sample else 1), size, rng)
 
 
 def on_path(mix, t, path):
@@ -79,7 +80,7 @@ def test_paste(n, size, dtype, layout, path, per_sample, alpha, seed):
 def test_blend(n, size, dtype, layout, path, per_sample, alpha, seed):
     "On every path the average is that of own and partner, and everything else about the tensor is kept"
     rng = np.random.default_rng(seed)
-    lam, partner, t = draw_lam(alpha, rng, n if per_sample else None), partners(n, path, rng), batch(n, size, dtype, layout)
+    lam, partner, t = draw_lam(alpha, rng, n if per_sample else 1), partners(n, path, rng), batch(n, size, dtype, layout)
     before, mix = t.clone(), Blend(lam, partner)
     out = on_path(mix, t, path)
     share, own = torch.as_tensor(lam).reshape(-1, *[1]*(t.ndim-1)), t.double()
@@ -119,7 +120,7 @@ def test_gradients(path, per_sample):
     "The gradient of a sample is its own share, and each partner's share of it"
     rng = np.random.default_rng(0)
     partner, t = partners(5, path, rng), torch.rand(5, 2, 4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(Blend(draw_lam(1., rng, 5 if per_sample else None), partner), t)
+    assert torch.autograd.gradcheck(Blend(draw_lam(1., rng, 5 if per_sample else 1), partner), t)
     assert torch.autograd.gradcheck(Paste(regions(5, (4, 3), 1., per_sample, rng), (4, 3), partner), t)
 
 
@@ -224,9 +225,18 @@ def test_sides(size, lam):
 
 @given(lam=st.floats(0, 1), size=st.lists(st.integers(1, 300), min_size=1, max_size=3), seed=seeds)
 def test_a_region_alone(lam, size, seed):
-    "Drawn for one λ, it is the region that is drawn for an array of that one λ"
-    alone, among = draw_region(lam, size, np.random.default_rng(seed)), draw_region(np.array([lam]), size, np.random.default_rng(seed))
-    assert alone.dtype == among.dtype and np.array_equal(alone, among[0])
+    "Drawn for one λ, it is the region that many are drawn as"
+    alone = draw_region(np.array([lam]), size, np.random.default_rng(seed))
+    among = region_around(np.random.default_rng(seed).random((1, len(size))).repeat(2, 0), np.array([lam, lam]), size)
+    assert alone.dtype == among.dtype and np.array_equal(alone, among[:1])
+
+
+@given(n=st.integers(1, 9), size=sizes, alpha=alphas, seed=seeds)
+def test_a_region_on_another_device(n, size, alpha, seed):
+    "The arithmetic that a GPU does is that of the host"
+    rng = np.random.default_rng(seed)
+    centre, lam = rng.random((n, len(size))), draw_lam(alpha, rng, n)
+    assert np.array_equal(device_regions(torch.from_numpy(centre), lam, size).numpy(), region_around(centre, lam, size))
 
 
 @pytest.mark.parametrize('mix', [Blend(.5, [1, 2, 0]), Blend(.5, [1, 0, 0]), Paste([(0, 2)], (4,), [1, 2, 0]), Paste([(0, 2)], (4,), [1, 0, 0])], ids=repr)
@@ -246,22 +256,17 @@ def test_a_mix_is_its_own():
     for mix, out in zip(mixes, before): assert torch.equal(mix(t), out) and mix.partner.tolist() == [1, 0] and mix.lam.max() == .5
 
 
-def test_first():
-    "One λ for the batch: the first sample's"
-    t = torch.rand(3, 2, 6)
-    assert torch.equal(Blend([.2, .5, .9], [1, 2, 0]).first()(t), Blend(.2, [1, 2, 0])(t))
-    assert torch.equal(Paste([[(0, 2)], [(1, 6)], [(3, 3)]], (6,), [1, 2, 0]).first()(t), Paste([(0, 2)], (6,), [1, 2, 0])(t))
-
-
-def test_first_of_a_class_of_ones_own():
-    class Own(Paste): "another"
-    class Two(Blend): "and another"
-    assert type(Own([[(0, 2)], [(1, 6)]], (6,), [1, 0]).first()) is Own and type(Two([.2, .5], [1, 0]).first()) is Two
+def test_one_shape():
+    "λ and regions always have a first dimension, of one or n, whether they were given with it or not"
+    for lam in .2, [.2], np.array(.2), torch.tensor(.2): assert Blend(lam, [1, 2, 0]).lam.shape == (1,)
+    for region in [(0, 2)], [[(0, 2)]], np.array([[0, 2]]): assert Paste(region, (6,), [1, 2, 0]).region.shape == (1, 1, 2)
+    assert Paste([[(0, 2)], [(1, 6)], [(3, 3)]], (6,), [1, 2, 0]).lam.shape == (3,)
+    assert Blend(.2, [1, 2, 0]).shares.shape == (2, 1) and Blend([.2, .5, .9], [1, 2, 0]).weights.shape == (2, 3)
 
 
 @pytest.mark.parametrize('lam', [-.1, 1.1, math.nan, np.array([.5, 2.]), np.array([math.nan])])
 def test_a_region_for_no_share_is_refused(lam):
-    with pytest.raises(ValueError, match='own share and must lie in'): draw_region(lam, (4, 4), np.random.default_rng(0))
+    with pytest.raises(ValueError, match='own share and must lie in'): draw_region(np.atleast_1d(lam), (4, 4), np.random.default_rng(0))
 
 
 def test_generator(monkeypatch):

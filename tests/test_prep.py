@@ -16,7 +16,7 @@ from prep import regenerate  # noqa: E402
 cells = [
     mk_cell('# Star\n\n> Half of each of two samples', 'markdown'),
     mk_cell('#| default_exp methods.star'),
-    mk_cell('#| export\nfrom fastmix.all import Mixer'),
+    mk_cell('#| export\nfrom fastmix.mixer import Mixer'),
     mk_cell('#| exporti\nclass Helper:\n    def half(self):\n        "No part of the documentation"'),
     mk_cell('#| export\nclass Star(Mixer):\n    "Half of each of two samples"')]
 

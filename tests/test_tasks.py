@@ -23,9 +23,7 @@ from fastcore.foundation import L
 from torch import nn
 from torch.testing import assert_close
 
-from fastmix.all import CutMix, ManifoldMixUp, MixChoice, MixUp, mix_inputs, mix_targets
-from fastmix.all import MixLoss
-from fastmix.all import Blend, mix_rng, rotation
+from fastmix.all import Batch, Blend, CutMix, ManifoldMixUp, MixChoice, MixLoss, MixUp, Targets, mix_inputs, mix_rng, rotation
 from helpers import Spy, check, check_all, learner, linear, loaders, mixed, samples
 
 mixers = {f'{mixer.__name__}, per {per}': partial(mixer, per=per, seed=1) for mixer in (MixUp, CutMix) for per in ('sample', 'batch')}
@@ -124,7 +122,7 @@ def test_class_numbers(mixer, name):
         total = lam*value(row.pred, own) + (1-lam)*value(row.pred, partner)
         assert_close(row.loss, total.sum() / (lam*counts(own) + (1-lam)*counts(partner)).sum())
         assert_close(row.x[0], mixed(row.mix, row.own[0]))
-    assert rows[-1].mix.lam.ndim == (mixer().per == 'sample')
+    assert (len(rows[-1].mix.lam) > 1) == (mixer().per == 'sample')
 
 
 def root(pred, y): return squares(pred, y).mean().sqrt()
@@ -156,7 +154,7 @@ def test_a_loss_that_is_only_a_number(mixer, loss, by_hand):
     said = ['one λ instead of one λ per sample' in str(w.message) for w in caught]
     assert sum(said) == (mixer().per == 'sample')
     for row in rows:
-        (own,), lam = row.y, row.mix.lam
+        (own,), lam = row.y, row.mix.lam.squeeze()
         assert lam.ndim == 0
         assert_close(row.loss, lam*by_hand(row.pred, own) + (1-lam)*by_hand(row.pred, own[row.mix.partner]))
 
@@ -324,7 +322,7 @@ segmentation = {
 def test_mixup_weighs_both_masks_in_every_pixel(masks, mixer, loss, value, reduce):
     rows = segment(mixer(), masks, loss)
     for row in rows:
-        own, lam = row.y[0], row.mix.lam
+        own, lam = row.y[0], row.mix.lam.squeeze()
         partner = own[row.mix.partner]
         if value:
             at_own, at_partner = value(row.pred, own), value(row.pred, partner)
@@ -333,7 +331,7 @@ def test_mixup_weighs_both_masks_in_every_pixel(masks, mixer, loss, value, reduc
         else: expected = lam*loss(row.pred, own) + (1-lam)*loss(row.pred, partner)
         assert_close(plain(row.loss), expected)
         assert_close(plain(row.x[0]), mixed(row.mix, plain(row.own[0])))
-    assert rows[-1].mix.lam.ndim == (mixer().per == 'sample' and value is not None)
+    assert (len(rows[-1].mix.lam) > 1) == (mixer().per == 'sample' and value is not None)
 
 
 @pytest.mark.parametrize('loss, value, reduce', segmentation.values(), ids=segmentation)
@@ -407,7 +405,7 @@ def test_several_inputs_and_targets_get_one_mix(mixer, loss):
         assert_close(row.x, (mixed(mix, image), blended(vector)))
         at_own, at_partner = (both(row.pred, t, blended(value), 'none') for t in (number, number[mix.partner]))
         assert_close(row.loss, (lam*at_own + (1-lam)*at_partner).mean())
-    assert len(spy.rows) == 4 and spy.rows[-1].mix.lam.ndim == (mixer().per == 'sample' and loss is both)
+    assert len(spy.rows) == 4 and (len(spy.rows[-1].mix.lam) > 1) == (mixer().per == 'sample' and loss is both)
 
 
 @every_mixer
@@ -496,10 +494,10 @@ def test_arguments_of_a_loss_object(mixer, make):
     "Given with the call, or before"
     given = {} if isinstance(make(), partial) else dict(scale=2.)
     pred, (x, y) = torch.randn(8, 3), samples(8)
-    mix = mixer().draw_mix(x, mix_rng(0))
+    mix = mixer().draw_mix(Batch((x,)), mix_rng(0))
     own, partner = (F.cross_entropy(pred, t, reduction='none') for t in (y, y[mix.partner]))
     lam = shares(mix)
-    assert_close(MixLoss(make(), mix, (True,))(pred, y, **given), 2*(lam*own + (1-lam)*partner).mean())
+    assert_close(MixLoss(make(), mix, Targets((y,)))(pred, y, **given), 2*(lam*own + (1-lam)*partner).mean())
 
 
 class Scaled(nn.Module):
@@ -507,11 +505,21 @@ class Scaled(nn.Module):
     def forward(self, pred, y, scale=1.): return scale*F.cross_entropy(pred, y, reduction=self.reduction)
 
 
-def test_a_target_that_comes_after_the_mix_is_refused():
+@every_mixer
+def test_a_target_that_comes_after_the_mix_belongs_to_the_mixed_sample(mixer):
+    "A teacher's prediction of the mixed image, added to the targets: it counts with both labels alike, and that is said once"
     class Add(Callback):
-        def after_pred(self): self.learn.yb = (*self.learn.yb, torch.tensor(10.))
-    def loss(pred, y, scale=1.): return scale*F.cross_entropy(pred, y)
-    with pytest.raises(ValueError, match='2 targets, and there were 1 when the batch was mixed: add them before that'): learner([MixUp(per='batch', seed=1), Add()], loss).fit(1)
+        def after_pred(self): self.learn.yb = (*self.learn.yb, self.learn.pred.detach() + 1)
+    def loss(pred, y, teacher=None, reduction='mean'):
+        one = F.cross_entropy(pred, y, reduction='none') + (0 if teacher is None else (pred-teacher).pow(2).sum(1))
+        return getattr(torch, reduction)(one) if reduction != 'none' else one
+    learn = learner([mixer(), spy := Spy(), Add()], loss, batches=3)
+    with pytest.warns(UserWarning, match='was not there when the batch was mixed') as told: learn.fit(2)
+    assert len([w for w in told if 'was not there' in str(w.message)]) == 1
+    for row in spy.rows:
+        lam, own = shares(row.mix), row.y[0]
+        each = partial(F.cross_entropy, reduction='none')
+        assert_close(row.loss, (lam*each(row.pred, own) + (1-lam)*each(row.pred, own[row.mix.partner])).mean() + 3)
 
 
 def test_targets_by_name_are_refused_in_a_mixed_batch():
@@ -587,7 +595,7 @@ def test_vectors(mixer, complex):
 
 
 def test_there_is_no_region_in_a_vector():
-    with pytest.raises(ValueError, match=r'CutMix pastes a region.*\(8, 32\).*Use MixUp'): fit(CutMix(), None, (samples(40)[0].flatten(1), samples(40)[1]))
+    with pytest.raises(ValueError, match=r'CutMix mixes places.*\(8, 32\).*Use MixUp'): fit(CutMix(), None, (samples(40)[0].flatten(1), samples(40)[1]))
 
 
 # Tables
@@ -717,7 +725,7 @@ def test_cross_entropy_by_its_definition(size, partner, settings, dtype):
         value = value + (share*F.cross_entropy(pred, y, reduction='none', **settings)).sum()
         norm = norm + counted.sum()
     for loss in nn.CrossEntropyLoss(**settings), partial(F.cross_entropy, **settings), CrossEntropyLossFlat(axis=1, **settings), CrossEntropyLossFlat(flatten=False, **settings):
-        switched = MixLoss(loss, mix, (True,))
+        switched = MixLoss(loss, mix, Targets((own,)))
         of_fastai = isinstance(loss, CrossEntropyLossFlat) # which gives single precision for double
         assert_close(switched(pred, own), (value/norm).to(torch.float32 if of_fastai else torch.float64))
         if not size and dtype == torch.int64 and not of_fastai: assert torch.autograd.gradgradcheck(lambda p: switched(p, own), (pred,))
@@ -745,9 +753,9 @@ def test_a_loss_that_picks_its_targets_says_so():
 def test_a_loss_with_another_mean_is_found_out():
     with pytest.warns(UserWarning, match='has left targets out') as warned: mixer, spy = later_left_out(ignores, 3)
     assert len([w for w in warned if 'has left targets out' in str(w.message)]) == 1
-    assert [row.mix.lam.ndim for row in spy.rows] == [0] + [1]*5 + [0]*12
+    assert [int(len(row.mix.lam) > 1) for row in spy.rows] == [0] + [1]*5 + [0]*12
     for row in spy.rows[6:]:
-        lam = row.mix.lam
+        lam = row.mix.lam.squeeze()
         assert_close(row.loss, lam*ignores(row.pred, *row.y) + (1-lam)*ignores(row.pred, row.y[0][row.mix.partner]))
 
 
@@ -759,17 +767,33 @@ def test_what_was_seen_of_one_loss_says_nothing_of_the_next():
     y[16:].masked_fill_(torch.arange(24) % 2 == 0, -1)
     learn = learner([MixUp(), spy := Spy()], loss_func=ignores, dls=loaders((x, y)))
     with learn.no_bar(), pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Callback(after_batch=lambda cb: stop()))
-    assert [row.mix.lam.ndim for row in spy.rows] == [0, 1, 1]
+    assert [int(len(row.mix.lam) > 1) for row in spy.rows] == [0, 1, 1]
     learn.dls, learn.loss_func = loaders(samples(8*4)), FocalLossFlat()
     with warnings.catch_warnings(), learn.no_bar():
         warnings.simplefilter('error', UserWarning)
         learn.fit(2)
-    assert {row.mix.lam.ndim for row in spy.rows[4:]} == {1}
+    assert {int(len(row.mix.lam) > 1) for row in spy.rows[4:]} == {1}
 
 
-def test_a_target_that_is_no_tensor_is_refused():
-    x, y = samples(8)
-    with pytest.raises(TypeError, match='a target of type dict cannot be mixed: give each target as a tensor of its own'): mix_targets(Blend(.5, rotation(8, 1)), ({'label': y},))
+@every_mixer
+def test_targets_nested_in_whatever_and_names_beside_them(mixer):
+    "Every tensor is a target of its own, what is no tensor passes as it is"
+    (x, y), seen = samples(24), []
+    def loss(pred, target, reduction='mean'):
+        seen.append(target['names'])
+        return F.cross_entropy(pred, target['of'][0], reduction=reduction) + F.cross_entropy(pred, target['of'][1][0], reduction=reduction)
+    class Nest(Callback):
+        order = 1
+        def before_batch(self): self.learn.yb = ({'of': (self.learn.y, [2-self.learn.y]), 'names': ['a']*8},)
+    learn = learner([mixer(), spy := Spy(), Nest()], loss, dls=loaders((x, y)))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        learn.fit(1)
+    for row in spy.rows:
+        lam, own = shares(row.mix), row.y[0]['of'][0]
+        expected = sum((share*F.cross_entropy(row.pred, t, reduction='none')).mean() for share, y in ((lam, own), (1-lam, own[row.mix.partner])) for t in (y, 2-y))
+        assert_close(row.loss, expected)
+    assert all(names == ['a']*8 for names in seen)
 
 
 def test_a_loss_that_leaves_nothing_out_is_watched_for_an_epoch_only():
@@ -782,7 +806,7 @@ def test_a_loss_that_leaves_nothing_out_is_watched_for_an_epoch_only():
         learn.fit(1)
         watched = calls.count(False)
         learn.fit(2)
-    assert {row.mix.lam.ndim for row in spy.rows[1:]} == {1} and calls.count(False) - watched == 2 # those of validation
+    assert {int(len(row.mix.lam) > 1) for row in spy.rows[1:]} == {1} and calls.count(False) - watched == 2 # those of validation
 
 
 @pytest.mark.parametrize('loss, known', [(FocalLossFlat(), True), (CrossEntropyLossFlat(), True), (lambda pred, target: F.cross_entropy(pred, target), False)], ids=['tried', 'known', 'a number'])
@@ -795,7 +819,7 @@ def test_what_is_known_of_a_loss_goes_on_after_a_stop(loss, known):
     with warnings.catch_warnings(), learn.no_bar():
         warnings.simplefilter('ignore')
         learn.fit(1)
-    assert [row.mix.lam.ndim for row in spy.rows] == [int(known)]*2
+    assert [int(len(row.mix.lam) > 1) for row in spy.rows] == [int(known)]*2
 
 
 def by_name(pred, target, reduction='mean'): return getattr(torch, reduction)(F.cross_entropy(pred, target, reduction='none'))
@@ -814,7 +838,7 @@ def test_a_loss_that_takes_another_reduction_badly_gets_one_share(loss):
     learn = learner([MixUp(), spy := Spy()], loss_func=loss)
     with pytest.warns(UserWarning, match='every batch gets one λ'), learn.no_bar(): learn.fit(1)
     check_all(spy, 2)
-    assert {row.mix.lam.ndim for row in spy.rows} == {0}
+    assert {int(len(row.mix.lam) > 1) for row in spy.rows} == {0}
 
 
 def test_values_in_a_row():
@@ -823,7 +847,7 @@ def test_values_in_a_row():
     learn = learner([MixUp(), spy := Spy()], loss_func=row, batches=4)
     with learn.no_bar(): learn.fit(1)
     check_all(spy, 4)
-    assert {r.mix.lam.ndim for r in spy.rows[1:]} == {1}
+    assert {int(len(r.mix.lam) > 1) for r in spy.rows[1:]} == {1}
 
 
 def test_what_is_inside_a_flattened_loss_can_be_reached():
@@ -863,7 +887,7 @@ class Scale(nn.Module):
 def test_an_input_without_channels_is_pasted_in_the_same_place(first):
     rgb, depth = torch.rand(6, 3, 8, 8), torch.rand(6, 8, 8)
     mixer, xb = CutMix(seed=1), (rgb, depth) if first else (depth, rgb)
-    mix = mixer.draw_mix(mixer.input_of(xb), mix_rng(1))
+    mix = mixer.draw_mix(Batch(xb), mix_rng(1))
     assert mix.size == (8, 8)
     colour, distance = mix_inputs(mix, xb)[::1 if first else -1]
     assert torch.equal(colour, mix(rgb)) and torch.equal(distance, mix(depth[:, None])[:, 0])
