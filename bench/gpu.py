@@ -201,7 +201,7 @@ def bandwidth(device, shape, runs):
     x, _ = batch(device, shape, memory_format=torch.contiguous_format)
     rng, size = mix_rng(0), x.numel()*x.element_size()/1e9
     calls = {'x.clone()': x.clone}
-    calls |= {name: lambda mixer=mixer(): mixer.draw_mix(x, rng)(x) for name, mixer in MIXERS.items() if name != 'MixChoice'}
+    calls |= {name: lambda mixer=mixer(): mixer.draw_mix(ours.Batch((x,)), rng)(x) for name, mixer in MIXERS.items() if name != 'MixChoice'}
     moved = {name: 3 if name.startswith('MixUp') else 2 for name in calls}
     return {name: moved[name]*size/took for name, took in seconds(calls, device, runs, queued=True).items()}
 

@@ -11,8 +11,7 @@ from fastai.layers import NoneReduce
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
-from fastmix.all import MixLoss
-from fastmix.all import Blend, rotation
+from fastmix.all import Blend, LossFacts, MixLoss, Targets, rotation
 
 from . import peers
 
@@ -29,7 +28,7 @@ def two_losses(loss, mix):
     "Own and partner, each a full loss unreduced, weighted, then reduced: what fastai's `MixUp` does, for targets of any shape"
     def run(pred, y):
         with NoneReduce(loss) as unreduced: own, partner = unreduced(pred, y), unreduced(pred, y[mix.partner])
-        return torch.lerp(partner, own, mix.share(y).expand(y.shape).reshape(own.shape)).mean()
+        return torch.lerp(partner, own, mix.lam.view(-1, *[1]*(y.ndim-1)).expand(y.shape).reshape(own.shape)).mean()
     return run
 
 
@@ -38,7 +37,7 @@ def fastais(loss, y, mix):
     import fastai.callback.mixup as theirs
     mixer = theirs.MixUp()
     learn = peers.learner(torch.zeros(len(y), 1), y, mixer, loss_func=loss)
-    mixer.lam, mixer.yb1 = mix.share(y).view(-1), (y[mix.partner],)
+    mixer.lam, mixer.yb1 = mix.lam, (y[mix.partner],)
     return learn.loss_func
 
 
@@ -64,7 +63,11 @@ def losses(task, shape, seed=0):
 
     plain, weighted = nn.CrossEntropyLoss(), nn.CrossEntropyLoss(weight=weight)
     flat, flats = (CrossEntropyLossFlat, 'CrossEntropyLossFlat()') if task == 'classes' else (partial(CrossEntropyLossFlat, axis=1), 'CrossEntropyLossFlat(axis=1)')
-    mixed = lambda loss: MixLoss(loss, mix, (True,))
+    def mixed(loss):
+        facts = LossFacts(loss, watching=False)
+        facts.judge(True)  # as after the first epoch
+        return MixLoss(loss, mix, Targets((y,)), facts)
+
     table = [
         ('torch', 'nn.CrossEntropyLoss(), not mixed', 'plain', plain),
         ('torch', 'nn.CrossEntropyLoss(weight), not mixed', 'plain, class weights', weighted),

@@ -57,7 +57,7 @@ def callback_step(mixer, x, y):
 def fastmix(x, y):
     for method, per in ('MixUp', 'batch'), ('MixUp', 'sample'), ('CutMix', 'batch'), ('CutMix', 'sample'):
         mixer, rng = getattr(ours, method)(per=per, seed=0), mix_rng(0)
-        yield way('fastmix', f"{method}(per='{per}')", method, per, lambda mixer=mixer, rng=rng: mixer.draw_mix(x, rng)(x))
+        yield way('fastmix', f"{method}(per='{per}')", method, per, lambda mixer=mixer, rng=rng: mixer.draw_mix(ours.Batch((x,)), rng)(x))
         yield way('fastmix', f"{method}(per='{per}')", method, per, callback_step(mixer, x, y), kind='callback')
 
 
@@ -173,7 +173,7 @@ def formula(mix, x):
     for i, (own, partner) in enumerate(zip(x.double(), x[mix.partner].double())):
         if mix.size is None: rows.append(lam[i]*own + (1-lam[i])*partner)
         else:
-            region = mix.region[i] if mix.region.ndim == 3 else mix.region
+            region = mix.region[i if len(mix.region) > 1 else 0]
             cells = (..., *(slice(*side) for side in region.tolist()))
             rows.append(own.clone())
             rows[-1][cells] = partner[cells]

@@ -7,9 +7,7 @@ A method draws its mix for a `Batch`: the inputs, the targets, and what is often
 # %% auto #0
 __all__ = ['Batch', 'mix_inputs', 'is_spatial', 'Targets']
 
-# %% ../nbs/02_batch.ipynb #03f36706
-from copy import copy
-
+# %% ../nbs/02_batch.ipynb #fa1cd599
 import torch
 from fastai.torch_core import TensorImageBase, retain_meta
 from fastai.vision.core import TensorPoint
@@ -17,7 +15,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor
 
-from .mix import Mix, Paste, is_floating, nested, on_host, same_grid, to_device
+from .mix import Mix, is_floating, nested, same_grid, to_device
 
 # %% ../nbs/02_batch.ipynb #642f50d3
 def plain(t): return t if type(t) is Tensor else t.as_subclass(Tensor)
@@ -73,13 +71,14 @@ def main_input(inputs):
     if most < 3: return inputs[0]
     return min((x for x in inputs if x.ndim == most), key=lambda x: x.shape[2:].numel())
 
-# %% ../nbs/02_batch.ipynb #15b79877
+# %% ../nbs/02_batch.ipynb #24f1588e
 def mix_inputs(
     mix:Mix, # The mix of the batch
     xb:tuple, # Inputs: tensors, or tuples, lists and dictionaries of them
     source:tuple|None=None, # The inputs that partners are taken from, nested alike. `None`: `xb` itself
 ) -> tuple:
     "The same mix on every input. One without the spatial dimensions that a mix refers to, a vector beside an image, is blended"
+    if source is None and all(type(x) is Tensor for x in xb): return mix.inputs(xb)
     source = None if source is None else nested(plain, tuple(source))
     return nested(retype, mix.inputs(nested(plain, tuple(xb)), source), tuple(xb))
 
@@ -107,11 +106,10 @@ def check_words(targets):
     wrong = [word for word in said if word is not None and word not in words]
     if wrong: raise ValueError(f"`targets` must say {', '.join(map(repr, words))}, one for all, in a list, or in a dictionary by name; got {targets!r}")
 
-# %% ../nbs/02_batch.ipynb #ddf87f42
+# %% ../nbs/02_batch.ipynb #00d0f5c3
 def said_of(targets, yb):
-    "For each tensor in `yb`, what `targets=` says of it. Raises a `ValueError` where it speaks of others"
+    "For each tensor in `yb`, what a list or dictionary says of it. Raises a `ValueError` where it speaks of others"
     names = [name for name, _ in named(yb)]
-    if targets is None or isinstance(targets, str): return [targets]*len(names)
     if isinstance(targets, dict):
         if missing := [name for name in targets if name not in names]: raise ValueError(f"`targets` names {missing}, and the targets are {names}")
         return [targets.get(name) for name in names]
@@ -159,7 +157,7 @@ def union(mix, y, source=None, least=.05):
     for i in range(len(mix.rows)): out = torch.maximum(out, mix.others(y, source, i) * audible[i+1])
     return out
 
-# %% ../nbs/02_batch.ipynb #8a728c02
+# %% ../nbs/02_batch.ipynb #14bb29fe
 class Targets:
     "The targets of a batch, and what becomes of each"
     def __init__(self,
@@ -169,8 +167,10 @@ class Targets:
     ):
         "Raises a `ValueError` where `said` speaks of other targets"
         self.yb, self.shape, self.own = yb, tuple(shape), list(tensors(yb))
-        self.said, self.sources = said_of(said, yb), [None]*len(self.own)
+        self.said = [said]*len(self.own) if said is None or isinstance(said, str) else said_of(said, yb)
+        self.sources = [None]*len(self.own)
         self.mixed_to = self.known = None
+        self.inputs, self.decided = (), {}
 
     def take_from(self,
         yb:tuple, # Targets nested as the own ones
@@ -183,24 +183,26 @@ class Targets:
         mix:Mix|None, # A mix of the batch; `None` where it is left clean
     ) -> list:
         "What becomes of each target: 'blend', 'paste', 'weigh', 'places', 'union' or 'keep'"
-        return ['keep' if mix is None else fate_of(mix, y, self.shape, word) for y, word in zip(self.own, self.said)]
+        if mix is None: return ['keep']*len(self.own)
+        if mix not in self.decided: self.decided[mix] = [fate_of(mix, y, self.shape, word) for y, word in zip(self.own, self.said)]
+        return self.decided[mix]
 
     def mixed(self, mix:Mix) -> tuple:
         "The targets after `mix`, to stand in `learn.yb`"
         made = [become(mix, y, fate, source) for y, fate, source in zip(self.own, self.fates(mix), self.sources)]
         self.mixed_to, values = made, iter(made)
+        if all(new is own for new, own in zip(made, self.own)): return self.yb
         return nested(lambda _: next(values), tuple(self.yb))
 
-# %% ../nbs/02_batch.ipynb #d84af2cb
+# %% ../nbs/02_batch.ipynb #68f87bdd
 def memory(t): return t.untyped_storage().data_ptr()
 
 def exactly(t): return memory(t), t.storage_offset(), t.shape
 
 @patch
-def remember(self:Targets, xb=()):
+def remember(self:Targets):
     "Know the targets by their memory, and the mixed inputs, which an autoencoder is given as targets"
-    self.known = {}
-    for x in tensors(xb): self.known[memory(plain(x))] = None, True
+    self.known = {memory(plain(x)): (None, True) for x in tensors(self.inputs)}
     for made, was_mixed in (self.own, False), (self.mixed_to or [], True):
         for i, t in enumerate(made):
             if was_mixed and t is self.own[i]: continue
@@ -211,6 +213,7 @@ def remember(self:Targets, xb=()):
 @patch
 def find(self:Targets, t, place):
     "Which target is `t`, the tensor number `place` that the loss is given? Its number, and whether it is mixed; `None` for neither"
+    if place < len(self.own) and t is self.own[place]: return place, False
     if self.known is None: self.remember()
     t = plain(t)
     found = self.known.get(exactly(t)) or self.known.get(memory(t))

@@ -82,22 +82,21 @@ def class_axis(loss, pred, own):
     fits = pred.ndim > 1 and pred.shape[:axis] + pred.shape[axis+1:] == flat(own).shape
     return (pred, axis, flat) if fits else None
 
-# %% ../nbs/03_loss.ipynb #6f5cc5d2
+# %% ../nbs/03_loss.ipynb #e8ac825d
 def class_loss(
     loss, # A loss whose `class_settings` are not `None`
     settings:dict, # Its `class_settings`, with reduction 'mean' or 'sum'
     pred:Tensor, # `(n, c, *size)`, or with the classes on the `axis` of a flattened loss
     targets:list, # The own class numbers `(n, *size)`, and those of each partner
-    weights:list, # How much each of them counts, shaped to multiply it
+    weights:Tensor, # `(k+1, …)`: how much each of them counts, shaped to multiply it
 ) -> Tensor|None: # `None` where `pred`, targets and class weights don't fit together: the loss itself will say why
     "Cross entropy against own and partner, each weighted by its share and its class weight, over the sum of those weights"
     pred, targets, smoothing, class_weight = plain(pred), [plain(t) for t in targets], settings['label_smoothing'], settings['weight']
     found = class_axis(loss, pred, targets[0])
     if found is None or (class_weight is not None and class_weight.shape != found[0].shape[found[1]:found[1]+1]): return None
     pred, axis, flat = found
-    if flat is not noop: weights = [w.expand(targets[0].shape) for w in weights]
-    target, share = (torch.stack([flat(t) for t in o], axis) for o in (targets, weights))
-    target = target.long()
+    target = torch.stack([flat(t) for t in targets], axis).long()
+    share = weights.movedim(0, axis) if flat is noop else torch.stack([flat(w.expand(targets[0].shape)) for w in weights], axis)
     counts = target != settings['ignore_index']
     target, share = target*counts, share*counts
     weight = share if class_weight is None else share*class_weight.take(target)
@@ -148,16 +147,17 @@ def weighs_samples(loss, n_targets:int=1) -> bool|None:
     if n_targets == 1 and class_settings(loss): return True
     return None if reduction_of(loss) else False
 
-# %% ../nbs/03_loss.ipynb #e404cfd9
+# %% ../nbs/03_loss.ipynb #4bc28b18
 class LossFacts:
     "What is known of a loss: can it be weighted sample by sample?"
     def __init__(self,
         loss, # The user's loss
         mixer:str='MixLoss', # Who asks, for warnings
         before:bool|None=None, # What an earlier run found out, for a loss that would have to be tried
+        watching:bool=True, # Look in the first epoch whether the loss leaves targets out?
     ):
         self.loss, self.mixer, self.before, self.per_sample = loss, mixer, before, None
-        self.trying, self.watching, self.plain, self.told = False, True, None, set()
+        self.trying, self.watching, self.plain, self.told = False, watching, None, set()
 
     def ask(self, n_targets:int=1) -> bool|None: # `None`: the coming batch gets one λ, and tells
         "Can the loss be weighted with one λ per sample?"
@@ -199,13 +199,14 @@ def end_epoch(self:LossFacts):
     self.per_sample = False
     self.tell(f"in this epoch the loss {self.loss!r} has left targets out, and its weighted mean was somewhat off. From now on it is exact")
 
-# %% ../nbs/03_loss.ipynb #d5950754
+# %% ../nbs/03_loss.ipynb #97dd4dc6
 def label_weights(mix, t, kind):
     "How much the own label counts, and that of each partner, shaped to multiply the target `t`"
     if kind == 'places':
         own = mix.own_in(t).float()
-        return [own, 1-own]
-    return list(to_device(mix.weights, t).view(*mix.weights.shape, *[1]*(t.ndim-1)))
+        return torch.stack([own, 1-own])
+    weights = mix.weights
+    return to_device(weights.view(*weights.shape, *[1]*(t.ndim-1)), t)
 
 def exchanged(mix, own, kinds, sources, which):
     "`own` targets, with those that are weighed exchanged for a partner's"
@@ -215,7 +216,7 @@ def exchanged(mix, own, kinds, sources, which):
         return mix.others(t, source, which) if kind in weighed else t
     return nested(one, own)
 
-# %% ../nbs/03_loss.ipynb #baa94751
+# %% ../nbs/03_loss.ipynb #528a8559
 def weighted_loss(
     func, # The user's loss
     pred, # The model's output for the mixed batch
@@ -227,7 +228,7 @@ def weighted_loss(
     "Σ weight·L(pred, target) over a sample and its partners. Raises a `ValueError` for a loss that cannot be weighted like that"
     if mix is None: return func(pred, *given)
     own, kinds, sources, stranger = targets.under(mix, given)
-    facts = facts or LossFacts(func)
+    if facts is None: facts = LossFacts(func, watching=False)
     if stranger: facts.tell("the loss was given a target that was not there when the batch was mixed: it counts for the mixed sample, with no partner's beside it")
     if not any(kind in weighed for kind in kinds): return func(pred, *own)
     parts = [own, *(exchanged(mix, own, kinds, sources, i) for i in range(len(mix.rows)))]

@@ -36,18 +36,19 @@ def rotation(
     "The partners when sample `i` is mixed with sample `i + shift`, counted round the batch"
     return cached_rotation(n, shift).copy()
 
-# %% ../nbs/00_mix.ipynb #575d8d1f
+# %% ../nbs/00_mix.ipynb #d55bb140
 def on_host(o): return not isinstance(o, Tensor) or o.is_cpu
+
+def wrong_partner(partner): return f"`partner` must hold, for each of the n samples, an index in 0..n-1; got {partner!r}"
 
 def partner_row(partner):
     "The number of samples and their partners: a rotation's shift, or else the index. Raises a `ValueError` for one outside of the batch"
     if not on_host(partner): return len(partner), partner
     index = np.asarray(partner)
-    wrong = f"`partner` must hold, for each of the n samples, an index in 0..n-1; got {partner!r}"
-    if not index.size or index.ndim != 1 or index.dtype.kind not in 'iu': raise ValueError(wrong)
+    if not index.size or index.ndim != 1 or index.dtype.kind not in 'iu': raise ValueError(wrong_partner(partner))
     n, shift, index = index.size, int(index[0]), index.astype(np.int64, copy=False)
     if 0 <= shift < n and index.tobytes() == cached_rotation(n, shift).tobytes(): return n, shift
-    if index.min() < 0 or index.max() >= n: raise ValueError(wrong)
+    if index.min() < 0 or index.max() >= n: raise ValueError(wrong_partner(partner))
     return n, torch.from_numpy(index.copy())
 
 # %% ../nbs/00_mix.ipynb #9c8312b7
@@ -65,7 +66,7 @@ def share_rows(share, n, k, name='lam'):
     if share.ndim == 2 and not np.allclose(share.sum(0), 1, atol=1e-4): raise ValueError(f"the shares of a sample must add up to 1; got {share.sum(0)}")
     return torch.from_numpy(share)
 
-# %% ../nbs/00_mix.ipynb #df09dec0
+# %% ../nbs/00_mix.ipynb #dec7ebd1
 class Mix:
     "What was drawn for one batch: who each sample's partners are, and how much of each it holds. Base of `Blend`, `Mask` and `Paste`"
     size = None # The spatial size that the mix refers to, if it treats places differently
@@ -76,9 +77,8 @@ class Mix:
         weights:Sequence|np.ndarray|Tensor|None=None, # How much the labels count, in [0, 1]: own weights `(m,)`, or `(k+1, m)`. `None`: as the shares
     ):
         "Raises a `ValueError` if `lam` or `weights` lie outside [0, 1], if a partner lies outside the batch, or if their lengths differ"
-        rows = partner if np.ndim(partner) == 2 else [partner]
-        found = [partner_row(row) for row in rows]
-        self.n, self.rows = found[0][0], [row for _, row in found]
+        rows = [partner_row(row) for row in (partner if np.ndim(partner) == 2 else [partner])]
+        self.n, self.rows = rows[0][0], [row for _, row in rows]
         self._lam = share_rows(lam, self.n, len(rows))
         self._weights = None if weights is None else share_rows(weights, self.n, len(rows), 'weights')
 
@@ -89,8 +89,13 @@ class Mix:
 
     def __repr__(self): return f"{type(self).__name__}(n={self.n}, lam={np.round(self.lam.cpu().numpy(), 3)})"
 
-# %% ../nbs/00_mix.ipynb #967f52a7
-def all_rows(share): return share if share.ndim == 2 else torch.stack([share, 1-share])
+# %% ../nbs/00_mix.ipynb #5c41635f
+def all_rows(share):
+    "The shares of sample and partner, where only the own one is known"
+    if share.ndim == 2: return share
+    if not share.is_cpu: return torch.stack([share, 1-share])
+    own = share.numpy() # For a few numbers NumPy is faster
+    return torch.from_numpy(np.array([own, 1-own]))
 
 # %% ../nbs/00_mix.ipynb #089f98b1
 @patch(as_prop=True)
@@ -151,13 +156,14 @@ def to_device(own, t, dtype=None):
 
 def is_floating(t): return t.is_floating_point() or t.is_complex()
 
-# %% ../nbs/00_mix.ipynb #baa752ed
+# %% ../nbs/00_mix.ipynb #e154a094
 @patch
 def partner_share(self:Mix, t, which=0):
     "How much of a partner is in the mix: a number, or a tensor shaped to multiply `t`"
-    share = 1 - self._lam if self._lam.ndim == 1 else self._lam[which+1]
-    if share.numel() == 1 and share.is_cpu: return share.item()
-    return to_device(share.view(-1, *[1]*(t.ndim-1)), t, t.dtype)
+    share = self._lam.numpy() if self._lam.is_cpu else self._lam # For a few numbers NumPy is faster
+    share = 1 - share if share.ndim == 1 else share[which+1]
+    if self._lam.is_cpu and len(share) == 1: return share.item()
+    return to_device(torch.as_tensor(share.reshape(-1, *[1]*(t.ndim-1))), t, t.dtype)
 
 @patch
 def halves(self:Mix):

@@ -9,7 +9,7 @@
 # %% auto #0
 __all__ = ['untouched', 'label_of', 'mix_title', 'show_mix', 'show_mixers', 'hardly_mixed', 'plot_lam']
 
-# %% ../nbs/07_show.ipynb #2c907563
+# %% ../nbs/07_show.ipynb #91019ae7
 import copy, math, operator, random, textwrap
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ from matplotlib.patches import Rectangle
 from scipy.stats import beta
 from torch import Tensor
 
-from .batch import Batch, is_spatial, plain, tensors
+from .batch import Batch, is_spatial, tensors
 from .draw import mix_rng
 from .layers import is_a
 from .mix import Paste, is_floating, nested

@@ -241,7 +241,7 @@ def test_a_fault_is_told_by_its_cause():
     x, y = run.batch((4, 3), 'float32', 'contiguous')
     learn = peers.learner(x, y, CutMix())
     learn.xb, learn.yb = (x,), (y,)
-    assert gpu.fault(lambda: learn('before_batch')).startswith('ValueError: CutMix pastes a region')
+    assert gpu.fault(lambda: learn('before_batch')).startswith('ValueError: CutMix mixes places')
 
 
 def test_figures_that_were_measured_are_kept(tmp_path, monkeypatch):

@@ -9,8 +9,7 @@ In fastai's vision, tabular and text classifiers the layers are found; in any ot
 # %% auto #0
 __all__ = ['ManifoldMixUp']
 
-# %% ../../nbs/methods/manifold_mixup.ipynb #0008fde1
-from fastcore.basics import store_attr
+# %% ../../nbs/methods/manifold_mixup.ipynb #c30413b2
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import nn
