@@ -268,6 +268,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'fastmix.mix.Paste.paste_small': ('mix.html#paste.paste_small', 'fastmix/mix.py'),
                              'fastmix.mix.Paste.region_in': ('mix.html#paste.region_in', 'fastmix/mix.py'),
                              'fastmix.mix.all_rows': ('mix.html#all_rows', 'fastmix/mix.py'),
+                             'fastmix.mix.as_array': ('mix.html#as_array', 'fastmix/mix.py'),
                              'fastmix.mix.as_bits': ('mix.html#as_bits', 'fastmix/mix.py'),
                              'fastmix.mix.cached_rotation': ('mix.html#cached_rotation', 'fastmix/mix.py'),
                              'fastmix.mix.cells': ('mix.html#cells', 'fastmix/mix.py'),

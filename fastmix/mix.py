@@ -36,28 +36,32 @@ def rotation(
     "The partners when sample `i` is mixed with sample `i + shift`, counted round the batch"
     return cached_rotation(n, shift).copy()
 
-# %% ../nbs/00_mix.ipynb #d55bb140
+# %% ../nbs/00_mix.ipynb #0f4230bf
 def on_host(o): return not isinstance(o, Tensor) or o.is_cpu
+
+def as_array(o, **kwargs):
+    "A new array of what is on the host, or of the numbers given"
+    return np.array(o.detach().numpy() if isinstance(o, Tensor) else o, **kwargs)
 
 def wrong_partner(partner): return f"`partner` must hold, for each of the n samples, an index in 0..n-1; got {partner!r}"
 
 def partner_row(partner):
     "The number of samples and their partners: a rotation's shift, or else the index. Raises a `ValueError` for one outside of the batch"
     if not on_host(partner): return len(partner), partner
-    index = np.asarray(partner)
+    index = partner.numpy() if isinstance(partner, Tensor) else np.asarray(partner)
     if not index.size or index.ndim != 1 or index.dtype.kind not in 'iu': raise ValueError(wrong_partner(partner))
     n, shift, index = index.size, int(index[0]), index.astype(np.int64, copy=False)
     if 0 <= shift < n and index.tobytes() == cached_rotation(n, shift).tobytes(): return n, shift
     if index.min() < 0 or index.max() >= n: raise ValueError(wrong_partner(partner))
     return n, torch.from_numpy(index.copy())
 
-# %% ../nbs/00_mix.ipynb #9c8312b7
+# %% ../nbs/00_mix.ipynb #f820f23a
 def wrong_lam(lam): return f"`lam` is the own share and must lie in [0, 1]; got {lam}"
 
 def share_rows(share, n, k, name='lam'):
     "`share` as a tensor `(m,)`, or `(k+1, m)`. Raises a `ValueError` for another shape, or for what is no share"
     if not on_host(share): return share
-    share = np.array(share, dtype=np.float32, ndmin=1)
+    share = as_array(share, dtype=np.float32, ndmin=1)
     rows, m = share.shape if share.ndim == 2 else (k+1 if k == 1 else 0, share.size)
     if share.ndim > 2 or rows != k+1 or m not in (1, n):
         raise ValueError(f"`{name}` must be one number or {n}, one per sample" + (f", for each of {k+1} parts" if k > 1 else '')
@@ -319,10 +323,10 @@ def cells_inside(bounds, size, arange):
         rows.append(row.reshape(len(row), *[1]*i, length, *[1]*(d-1-i)))
     return reduce(and_, rows)
 
-# %% ../nbs/00_mix.ipynb #202297d0
+# %% ../nbs/00_mix.ipynb #5859b0a8
 def checked_region(region, size, n):
     "`region` as an array `(m, d, 2)`, and how many cells each holds. Raises a `ValueError` for what is no region within `size`"
-    region, d = np.array(region, ndmin=3), len(size)
+    region, d = as_array(region, ndmin=3), len(size)
     if not 1 <= d <= 3 or min(size) < 1: raise ValueError(f"`size` must be 1 to 3 spatial sizes, none of them 0; got {size}")
     if region.ndim != 3 or region.shape[1:] != (d, 2) or len(region) not in (1, n) or region.dtype.kind not in 'iu':
         raise ValueError(f"`region` must hold whole numbers, in the shape ({d}, 2), or ({n}, {d}, 2) for one per sample; got {region.dtype}, {region.shape}")

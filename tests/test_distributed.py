@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from helpers import Spy, check, formula_grads, learner, loaders, samples
@@ -17,8 +18,7 @@ def worker(folder):
     from fastai.learner import Recorder
     from fastai.metrics import accuracy
 
-    from fastmix.all import CutMix, MixChoice, MixUp
-    from fastmix.all import MixMetric
+    from fastmix.all import CutMix, MixChoice, MixMetric, MixUp
 
     def broadcast(self, t, rank): # fastai's moves to a GPU first
         t = torch.tensor(t)
@@ -26,13 +26,13 @@ def worker(folder):
         return t.tolist()
     distributed.DistributedDL._broadcast = broadcast
 
-    def fit(seed):
+    def fit(seed, mixer=None):
         set_seed(seed)
-        learn = learner([MixChoice(MixUp(), CutMix()), spy := Spy()], dls=loaders(samples(72), shuffle=True))
+        learn = learner([mixer or MixChoice(MixUp(), CutMix()), spy := Spy()], dls=loaders(samples(72), shuffle=True))
         with learn.distrib_ctx(): learn.fit(1)
         return spy.rows, [p.detach() for p in learn.model.parameters()]
     rank = distributed.rank_distrib()
-    torch.save([fit(0), fit(0), fit(1)], Path(folder)/f'{rank}.pt')
+    torch.save([fit(0), fit(0), fit(1), fit(0, MixUp(beside=True))], Path(folder)/f'{rank}.pt')
     measured = learner([MixUp(p=.5), Recorder(train_metrics=True)], dls=loaders(samples(72), shuffle=True), metrics=MixMetric(accuracy))
     with measured.distrib_ctx(): measured.fit(2) # one rank may mix where the other does not: both must gather as often
     torch.distributed.destroy_process_group()
@@ -50,7 +50,7 @@ def test_two_processes(tmp_path):
         for p in processes: p.kill()
     ranks = [torch.load(tmp_path/f'{rank}.pt', weights_only=False) for rank in range(2)]
 
-    for (first, weights), (again, weights_again), (other, _) in ranks: # a seed repeats it
+    for (first, weights), (again, weights_again), (other, _), _ in ranks: # a seed repeats it
         assert mixes(first) == mixes(again) != mixes(other)
         for a, b in zip(weights, weights_again, strict=True): assert torch.equal(a, b)
     (rows, weights), (others, other_weights) = ranks[0][0], ranks[1][0]
@@ -61,6 +61,12 @@ def test_two_processes(tmp_path):
         for row in a, b: check(row)
         for g, h in zip(a.grads, b.grads, strict=True): assert torch.equal(g, h)
     torch.testing.assert_close(rows[0].grads, formula_grads(learner().model, [rows[0], others[0]], 1/2))
+
+
+    (rows, _), (others, _) = ranks[0][3], ranks[1][3]  # the clean batch beside the mixed one
+    halves = [SimpleNamespace(mix=mix, x=x, y=row.y) for row in (rows[0], others[0]) for mix, x in ((None, row.copy), (row.mix, (row.x[0][8:],)))]
+    assert [len(row.x[0]) for row in rows] == [16]*4 and torch.equal(rows[0].x[0][:8], rows[0].copy[0])
+    torch.testing.assert_close(rows[0].grads, formula_grads(learner().model, halves, 1/4))
 
 
 def mixes(rows): return [(type(row.mix).__name__, row.mix.lam.view(-1).tolist(), row.mix.shift) for row in rows]
