@@ -7,7 +7,9 @@ A method draws its mix for a `Batch`: the inputs, the targets, and what is often
 # %% auto #0
 __all__ = ['Batch', 'mix_inputs', 'is_spatial', 'Targets']
 
-# %% ../nbs/02_batch.ipynb #fa1cd599
+# %% ../nbs/02_batch.ipynb #9ef0f12e
+from collections.abc import MutableMapping
+
 import torch
 from fastai.torch_core import TensorImageBase, retain_meta
 from fastai.vision.core import TensorPoint
@@ -17,25 +19,31 @@ from torch import Tensor
 
 from .mix import Mix, is_floating, nested, same_grid, to_device
 
-# %% ../nbs/02_batch.ipynb #642f50d3
+# %% ../nbs/02_batch.ipynb #e95d9e00
 def plain(t): return t if type(t) is Tensor else t.as_subclass(Tensor)
 
 def retype(t, like):
     "`t` as a tensor of the type of `like`, with what fastai keeps beside it"
     return t if type(like) is Tensor else retain_meta(like, plain(t).as_subclass(type(like)))
 
+def named(o, name=None):
+    "Everything in `o`, nested in whatever tuples, lists and dictionaries, each with its key in a dictionary"
+    if isinstance(o, (tuple, list, L)):
+        for v in o: yield from named(v, name)
+    elif isinstance(o, MutableMapping):
+        for k, v in o.items(): yield from named(v, k)
+    else: yield name, o
+
 def tensors(o):
     "All tensors in `o`, nested in whatever tuples, lists and dictionaries"
-    if isinstance(o, Tensor): yield o
-    elif isinstance(o, (tuple, list, L)):
-        for v in o: yield from tensors(v)
-    elif hasattr(o, 'values') and hasattr(o, 'items'):
-        for v in o.values(): yield from tensors(v)
+    for _, v in named(o):
+        if isinstance(v, Tensor): yield v
 
-# %% ../nbs/02_batch.ipynb #14747fea
+# %% ../nbs/02_batch.ipynb #84aaca3a
 class Batch:
     "What a method of mixing sees of the batch it draws a mix for"
     source = None # Another `Batch` that partners are taken from. `None`: this one
+    dims = None # How many of the last dimensions are places. `None`: all but batch and channels
     def __init__(self,
         xb:tuple, # Inputs: tensors, or tuples, lists and dictionaries of them
         yb:tuple=(), # Targets, nested as they like
@@ -56,12 +64,17 @@ class Batch:
     @property
     def size(self) -> tuple:
         "Spatial size of the input: `(h, w)` for images, `()` for vectors"
-        return tuple(self.x.shape[2:])
+        return tuple(self.x.shape[2:] if self.dims is None else self.x.shape[-self.dims:])
+
+    @property
+    def shape(self) -> tuple:
+        "Shape of the input as its places see it, `(n, c, *size)`"
+        return tuple(self.x.shape) if self.dims is None else (self.n, self.x.shape[-self.dims-1], *self.size)
 
     @property
     def y(self) -> Tensor|None:
         "The first target"
-        return next((plain(t) for t in tensors(self.yb)), None)
+        return next(map(plain, tensors(self.yb)), None)
 
 # %% ../nbs/02_batch.ipynb #c9b27312
 def main_input(inputs):
@@ -106,23 +119,15 @@ def check_words(targets):
     wrong = [word for word in said if word is not None and word not in words]
     if wrong: raise ValueError(f"`targets` must say {', '.join(map(repr, words))}, one for all, in a list, or in a dictionary by name; got {targets!r}")
 
-# %% ../nbs/02_batch.ipynb #00d0f5c3
+# %% ../nbs/02_batch.ipynb #0a5b0edb
 def said_of(targets, yb):
     "For each tensor in `yb`, what a list or dictionary says of it. Raises a `ValueError` where it speaks of others"
-    names = [name for name, _ in named(yb)]
+    names = [name for name, y in named(yb) if isinstance(y, Tensor)]
     if isinstance(targets, dict):
         if missing := [name for name in targets if name not in names]: raise ValueError(f"`targets` names {missing}, and the targets are {names}")
         return [targets.get(name) for name in names]
     if len(targets) != len(names): raise ValueError(f"`targets` says what becomes of {len(targets)} targets, and there are {len(names)}")
     return list(targets)
-
-def named(o, name=None):
-    "All tensors in `o`, each with its key in a dictionary"
-    if isinstance(o, Tensor): yield name, o
-    elif isinstance(o, (tuple, list, L)):
-        for v in o: yield from named(v, name)
-    elif hasattr(o, 'items'):
-        for k, v in o.items(): yield from named(v, k)
 
 # %% ../nbs/02_batch.ipynb #4434c6a8
 weighed = 'weigh', 'places' # The fates of a target that is kept, and the loss weighted: as a whole, or place by place
@@ -142,7 +147,12 @@ def fate_of(mix, y, shape, word=None):
     if word == 'mix': raise TypeError(f"`targets='mix'`: a target of {y.dtype} has nothing in between. Leave it out, or say 'weigh'")
     return 'weigh'
 
-# %% ../nbs/02_batch.ipynb #6fdc73d3
+# %% ../nbs/02_batch.ipynb #8b7cdceb
+def refill(o, values):
+    "`o` with other tensors in it, in the order in which they stand"
+    values = iter(values)
+    return nested(lambda _: next(values), tuple(o))
+
 def become(mix, y, fate, source=None):
     "The target `y` after the mix"
     if fate in (*weighed, 'keep', None): return y
@@ -157,7 +167,7 @@ def union(mix, y, source=None, least=.05):
     for i in range(len(mix.rows)): out = torch.maximum(out, mix.others(y, source, i) * audible[i+1])
     return out
 
-# %% ../nbs/02_batch.ipynb #14bb29fe
+# %% ../nbs/02_batch.ipynb #fb66aba6
 class Targets:
     "The targets of a batch, and what becomes of each"
     def __init__(self,
@@ -190,9 +200,8 @@ class Targets:
     def mixed(self, mix:Mix) -> tuple:
         "The targets after `mix`, to stand in `learn.yb`"
         made = [become(mix, y, fate, source) for y, fate, source in zip(self.own, self.fates(mix), self.sources)]
-        self.mixed_to, values = made, iter(made)
-        if all(new is own for new, own in zip(made, self.own)): return self.yb
-        return nested(lambda _: next(values), tuple(self.yb))
+        self.mixed_to = made
+        return self.yb if all(new is own for new, own in zip(made, self.own)) else refill(self.yb, made)
 
 # %% ../nbs/02_batch.ipynb #68f87bdd
 def memory(t): return t.untyped_storage().data_ptr()
@@ -233,6 +242,23 @@ def under(self:Targets, mix, given):
     at = iter(range(len(found)))
     def one(t): return become(mix, t, kinds[i := next(at)], sources[i])
     return nested(one, tuple(given)), kinds, sources, None in found
+
+# %% ../nbs/02_batch.ipynb #ec13fab6
+def is_binary(y): return is_floating(y) and bool(((y == 0) | (y == 1)).all())
+
+@patch
+def apart(self:Targets, mix, given):
+    "`given` of the sample itself, and of each partner, as a metric wants them; one alone where the mix has changed nothing that it counts"
+    own, kinds, sources, _ = self.under(mix, given)
+    found = [self.find(t, i) for i, t in enumerate(tensors(given))]
+    for n, where in enumerate(found):
+        i = where and where[0]
+        if i is None or self.fates(mix)[i] not in ('blend', 'union') or not is_binary(plain(self.own[i])): continue
+        kinds[n], sources[n] = 'labels', self.sources[i]
+    whole = [self.own[where[0]] if kind == 'labels' else t for t, kind, where in zip(tensors(own), kinds, found)]
+    counted = [kind in (*weighed, 'labels') for kind in kinds]
+    rows = [whole] + [[mix.others(plain(t), s, j) if c else t for t, s, c in zip(whole, sources, counted)] for j in range(len(mix.rows))]
+    return [refill(own, row) for row in (rows if any(counted) else rows[:1])]
 
 # %% ../nbs/02_batch.ipynb #079a7ac7
 @patch

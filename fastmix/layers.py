@@ -7,16 +7,17 @@ Category codes and token ids have nothing in between: half of "bachelor" and hal
 # %% auto #0
 __all__ = ['unwrap', 'from_codes', 'mixing_layers', 'find_layers', 'Hook', 'LayerMix', 'Watch']
 
-# %% ../nbs/04_layers.ipynb #0030fec2
-import sys
+# %% ../nbs/04_layers.ipynb #b287b543
+import inspect, sys
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .batch import tensors
-from .mix import is_floating, nested
+from .mix import Mix, is_floating, nested
 
 # %% ../nbs/04_layers.ipynb #6954f91e
 def unwrap(model:nn.Module) -> nn.Module:
@@ -57,11 +58,12 @@ def some(names):
     names = list(names)
     return ', '.join(map(repr, names[:8])) + (', ...' if len(names) > 8 else '')
 
-# %% ../nbs/04_layers.ipynb #1fbb58b7
+# %% ../nbs/04_layers.ipynb #ed92554e
 def check_hooks(model, found):
     "Raise a `ValueError` for a layer in which a hook would not work"
     for module in model.modules():
         if isinstance(module, nn.DataParallel): why = "in `nn.DataParallel` each device sees a part of the batch: use `DistributedDataParallel`, one process per device"
+        elif isinstance(module, torch.jit.ScriptModule): why = "a scripted model takes no such hook: script it after the training, or use `MixUp`"
         elif hasattr(module, '_orig_mod') or getattr(module, '_compiled_call_impl', None): why = "inside a compiled model a hook never runs: compile the rest of the model only, or use `MixUp`"
         else: continue
         inside = set(module.modules())
@@ -86,25 +88,53 @@ def find_layers(
     check_hooks(model, found)
     return found
 
-# %% ../nbs/04_layers.ipynb #9947819c
+# %% ../nbs/04_layers.ipynb #eaa916b8
 class Hook:
     "Something that is done at a layer, until the batch is over"
     def __init__(self,
         name:str, # What the layer is called in errors
         layer:nn.Module, # The layer
     ):
-        self.name, self.layer, self.ran, self.handle = name, layer, False, None
+        self.name, self.layer, self.runs, self.handle = name, layer, 0, None
 
     def remove(self):
         if self.handle: self.handle.remove()
 
     def check(self):
-        "Raise a `RuntimeError` if the layer has not run"
-        if not self.ran: raise RuntimeError(f"the layer {self.name!r} did not run in the forward pass, so nothing was mixed: take another one")
+        "Raise a `RuntimeError` unless the layer has run once"
+        if not self.runs: raise RuntimeError(f"the layer {self.name!r} did not run in the forward pass, so nothing was mixed: take another one")
+        if self.runs > 1:
+            raise RuntimeError(f"the layer {self.name!r} ran {self.runs} times in one forward pass, so a sample would be mixed with several others: "
+                               "take a layer that runs once, such as one of the convolutions beside a ReLU that is used again")
 
     def __reduce__(self): return getattr, (nullcontext(), '__exit__') # Takes any arguments and returns None
 
-# %% ../nbs/04_layers.ipynb #afd6f377
+# %% ../nbs/04_layers.ipynb #3b352789
+attended = 'attention_mask', # Where Hugging Face's models say 1 for what is seen. Elsewhere a bool mask says True for what is not
+
+def is_mask(name): return name is not None and 'mask' in name
+
+def argument_names(layer, args):
+    "What the positional arguments are called in the layer's `forward`; `None` where that can't be told"
+    try: names = [o.name for o in inspect.signature(layer.forward).parameters.values() if o.kind in (o.POSITIONAL_ONLY, o.POSITIONAL_OR_KEYWORD)]
+    except (TypeError, ValueError): names = []
+    return (names + [None]*len(args))[:len(args)]
+
+def blend_seen(mix, t):
+    "The average of every sample and its partner; where one of them is hidden, −∞ or the least number, what the other has"
+    other = mix.others(t)
+    hidden = torch.finfo(t.dtype).min
+    return torch.where((t <= hidden) | (other <= hidden), torch.maximum(t, other), mix.blend(t))
+
+def join_masks(name, layer, mix, t):
+    "A mask under which a sample sees what it or its partner sees. Raises a `TypeError` for what is not known to be one"
+    other = mix.others(t)
+    if name in attended: return t | other
+    if is_mask(name) and t.dtype is torch.bool: return t & other
+    raise TypeError(f"the layer {layer!r} is given a tensor of {t.dtype} beside its input{f', {name!r}' if name else ''}, which cannot be mixed: "
+                    "mix at a layer behind the last attention")
+
+# %% ../nbs/04_layers.ipynb #ff1ff09b
 class LayerMix(Hook):
     "A hook that mixes the input of a layer"
     def __init__(self,
@@ -119,23 +149,29 @@ class LayerMix(Hook):
     def attach(self): self.handle = self.layer.register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, layer, args, kwargs):
-        self.ran = True
+        self.runs += 1
         given = list(tensors((args, kwargs)))
         if not any(map(is_floating, given)): raise TypeError(f"the layer {self.name!r} is given no floating tensor, but {[str(t.dtype) for t in given]}: mix at a later layer")
-        rows = self.n*len(self.mixes)
-        if any(t.ndim == 0 or len(t) != rows for t in given if is_floating(t)):
-            raise ValueError(f"the layer {self.name!r} is given tensors of shape {[tuple(t.shape) for t in given]}, and the batch is {rows}: mix at a layer whose input has the batch first")
-        return nested(lambda t: self.mixed(t) if is_floating(t) else t, (args, kwargs))
+        names = argument_names(layer, args)
+        args = tuple(nested(partial(self.one, name, i == 0), o) for i, (name, o) in enumerate(zip(names, args)))
+        return args, {name: nested(partial(self.one, name, False), o) for name, o in kwargs.items()}
 
-    def mixed(self, t):
-        "`t` under each of the mixes"
-        if len(self.mixes) == 1: return self.mixes[0].blend(t)
-        return torch.cat([part if mix is None else mix.blend(part) for mix, part in zip(self.mixes, t.split(self.n))])
+    def one(self, name, first, t):
+        "A tensor that the layer is given as argument `name`, under each of the mixes"
+        if t.ndim == 0 or len(t) != self.n*len(self.mixes):
+            if not first and (is_mask(name) or not is_floating(t)): return t # The same for all samples
+            raise ValueError(f"the layer {self.name!r} is given a tensor of shape {tuple(t.shape)}, and the batch is {self.n*len(self.mixes)}: "
+                             "mix at a layer whose input has the batch first")
+        if is_floating(t): f = Mix.blend if first else blend_seen
+        elif is_mask(name) or t.dtype is torch.bool: f = partial(join_masks, name, self.name)
+        else: return t # Token ids, say, which the layer looks at beside its input
+        if len(self.mixes) == 1: return f(self.mixes[0], t)
+        return torch.cat([part if mix is None else f(mix, part) for mix, part in zip(self.mixes, t.split(self.n))])
 
-# %% ../nbs/04_layers.ipynb #cd66aaed
+# %% ../nbs/04_layers.ipynb #80da9338
 class Watch(Hook):
     "A hook that keeps what a layer has given"
     seen = None # The layer's output
     def attach(self): self.handle = self.layer.register_forward_hook(self)
 
-    def __call__(self, layer, args, out): self.ran, self.seen = True, out
+    def __call__(self, layer, args, out): self.runs, self.seen = self.runs + 1, out

@@ -9,17 +9,15 @@ With `Recorder(train_metrics=True)` fastai also evaluates the metrics on the tra
 # %% auto #0
 __all__ = ['MixMetric']
 
-# %% ../nbs/06_metric.ipynb #2dc1c665
+# %% ../nbs/06_metric.ipynb #d1a0c854
 import copy
 
 from fastai.learner import AvgMetric, Metric
 from fastai.torch_core import apply
 
-from .loss import exchanged
-from .batch import weighed
 from .mixer import Mixer
 
-# %% ../nbs/06_metric.ipynb #5690caf9
+# %% ../nbs/06_metric.ipynb #6c3655cf
 class MixMetric(AvgMetric):
     "A metric that weighs own and partner targets by their shares in mixed training batches, and is `func` everywhere else"
     def __init__(self,
@@ -39,9 +37,8 @@ class MixMetric(AvgMetric):
         batch = next((cb.batch for cb in learn.cbs if isinstance(cb, Mixer) and cb.run), None)
         mix = batch and batch.left
         if not learn.training or mix is None: return super().accumulate(learn)
-        own, kinds, sources, _ = batch.targets.under(mix, learn.yb)
-        if not any(kind in weighed for kind in kinds): return super().accumulate(learn)
-        targets = [own, *(exchanged(mix, own, kinds, sources, i) for i in range(len(mix.rows)))]
+        targets = batch.targets.apart(mix, learn.yb)
+        if len(targets) == 1: return super().accumulate(learn)
         total, rows = 0, [slice(None)] if mix.weights.shape[1] == 1 else [slice(i, i+1) for i in range(mix.n)]
         for row, weights in zip(rows, mix.weights.T.tolist()):
             values = [self.func(*apply(lambda t: t[row], (learn.pred, *target))) for target in targets]

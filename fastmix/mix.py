@@ -70,11 +70,12 @@ def share_rows(share, n, k, name='lam'):
     if share.ndim == 2 and not np.allclose(share.sum(0), 1, atol=1e-4): raise ValueError(f"the shares of a sample must add up to 1; got {share.sum(0)}")
     return torch.from_numpy(share)
 
-# %% ../nbs/00_mix.ipynb #dec7ebd1
+# %% ../nbs/00_mix.ipynb #d01d69d2
 class Mix:
     "What was drawn for one batch: who each sample's partners are, and how much of each it holds. Base of `Blend`, `Mask` and `Paste`"
     size = None # The spatial size that the mix refers to, if it treats places differently
     soft = False # Are there places that are averaged?
+    anywhere = False # Has an input these places whatever stands before them, and not only batch and channels?
     def __init__(self,
         lam:float|Sequence|np.ndarray|Tensor, # Own share in [0, 1]: one for the batch, or `(n,)`. For k > 1 partners the `k+1` shares, `(k+1, m)`, m = 1 or n
         partner:Sequence|np.ndarray|Tensor, # `(n,)`: index in the batch of each sample's partner; `(k, n)` for k partners
@@ -423,7 +424,7 @@ def paste_each(self:Paste, regions, t, source):
         to[(own, *here)] = source[(partner, *here)]
     return out
 
-# %% ../nbs/00_mix.ipynb #d6ce9868
+# %% ../nbs/00_mix.ipynb #bf43ec97
 def nested(f, o, *more):
     "`o` with `f` of every tensor in it, and of those at the same place in `more`; what is no tensor stays"
     if isinstance(o, Tensor): return f(o, *more)
@@ -439,12 +440,17 @@ def has_places(t, size):
     "Is `t` an input with these spatial dimensions, with channels or without?"
     return size is not None and (t.ndim == 2+len(size) or (t.ndim == 1+len(size) > 2 and t.shape[1:] == size))
 
-# %% ../nbs/00_mix.ipynb #e5920ef4
+def ends_in(t, size):
+    "Are these the last dimensions of `t`, or their whole multiples, whatever stands before?"
+    return size is not None and t.ndim > len(size) and same_grid(tuple(t.shape[t.ndim-len(size):]), size)
+
+# %% ../nbs/00_mix.ipynb #fd7818c4
 @patch
 def inputs(self:Mix,
     xb:tuple, # Inputs: tensors, or tuples, lists and dictionaries of them
     source:tuple|None=None, # The inputs to take the partners from, nested alike. `None`: `xb` itself
 ) -> tuple:
     "All inputs, mixed. A mix that treats them differently, such as one over the columns of tables, says so here"
-    def one(t, *source): return self(t, *source) if has_places(t, self.size) else self.blend(t, *source)
+    placed = ends_in if self.anywhere else has_places
+    def one(t, *source): return self(t, *source) if placed(t, self.size) else self.blend(t, *source)
     return nested(one, xb, *(() if source is None else (source,)))

@@ -9,7 +9,7 @@ A **mixer** is a fastai callback that draws a mix for each training batch. It re
 # %% auto #0
 __all__ = ['Mixer', 'MixedBatch', 'arguments', 'check_mixer']
 
-# %% ../nbs/05_mixer.ipynb #8e5c2afd
+# %% ../nbs/05_mixer.ipynb #f4694750
 import copy, copyreg, inspect, math, random, warnings
 from functools import partial, wraps
 from numbers import Integral, Real
@@ -22,11 +22,11 @@ from fastai.learner import Learner
 from fastcore.basics import patch, store_attr
 from torch import Tensor
 
-from .batch import Batch, Targets, check_words, mix_inputs, tensors, weighed
+from .batch import Batch, Targets, check_words, is_binary, mix_inputs, named, plain, tensors, weighed
 from .draw import draw_lam, mix_rng
 from .layers import LayerMix, Watch
 from .loss import LossFacts, MixLoss
-from .mix import Mix, has_places, is_floating, nested
+from .mix import Mix, ends_in, has_places, is_floating, nested
 
 # %% ../nbs/05_mixer.ipynb #68102323
 def check_number(name, value, low, high):
@@ -51,14 +51,16 @@ def check_seed(seed):
     if not isinstance(seed, Integral) or isinstance(seed, bool): raise TypeError(f"`seed` must be a whole number or None; got {seed!r}")
     if seed < 0: raise ValueError(f"`seed` must not be negative; got {seed}")
 
-# %% ../nbs/05_mixer.ipynb #f345e4ef
+# %% ../nbs/05_mixer.ipynb #a48147dc
 class Mixer(Callback):
     "Base of the mixers: a callback that draws a mix for each training batch, and trains on that"
     order, run_valid = 8, False # Before `CastToTensor`, so that the types of inputs and targets are known
+    dims = None # How many of the last dimensions are places. `None`: all but batch and channels
     places = () # For how many spatial dimensions the method is defined: `(2,)` for images. Empty where it mixes anything
     fold = False # Is λ replaced by max(λ, 1-λ)?
     reweighs = False # Does the method let labels count otherwise than their samples are seen?
     batch = rng = facts = paused = None
+    looked = labels_back = False # Has a batch of this fit been looked at? Do train metrics get the own labels?
     def __init__(self,
         alpha:float|tuple=1., # Parameter of λ's Beta distribution, positive; or a pair `(a, b)`
         per:str='batch', # One λ per 'sample', or one per 'batch'
@@ -128,15 +130,15 @@ def term(self:Mixer,
 ) -> Tensor|None: # A number
     "Something to add to the loss, or `None`"
 
-# %% ../nbs/05_mixer.ipynb #f0ef83dd
+# %% ../nbs/05_mixer.ipynb #03ac9732
 @patch
 def check(self:Mixer,
     batch:Batch, # The batch
 ):
     "Raise a `ValueError` for a batch without the places that the method needs, a `TypeError` for inputs that have nothing in between"
-    name, d = type(self).__name__, len(batch.size)
+    name, d, placed = type(self).__name__, len(batch.size), has_places if batch.dims is None else ends_in
     for x in batch.inputs:
-        if is_floating(x) or (d and self.places and has_places(x, batch.size)): continue
+        if is_floating(x) or (d and self.places and placed(x, batch.size)): continue
         raise TypeError(f"{name} got an input of {x.dtype}, shape {tuple(x.shape)}: category codes, token ids and bytes have nothing in between. "
                         "Convert images to floating point in the loader (fastai's `IntToFloatTensor`); mix codes and ids where the model has made them "
                         "floating point, with `ManifoldMixUp(layers=...)`")
@@ -168,7 +170,7 @@ def draw_mix(self:Mixer,
     mix = self.draw(batch, draw_lam(self.alpha, rng, m, self.fold) if lam is None else np.full(m, lam), rng)
     return [None, mix] if self.beside else mix
 
-# %% ../nbs/05_mixer.ipynb #2145a3f8
+# %% ../nbs/05_mixer.ipynb #018bb23a
 class MixedBatch:
     "A batch and its mixes; between `begin` and `end` the learner trains on it"
     def __init__(self,
@@ -180,13 +182,16 @@ class MixedBatch:
     ):
         "Draw the mix. Raises where the batch cannot be mixed"
         self.mixer, self.batch, self.facts, self.place = mixer, batch, facts, mixer.place(batch, rng)
+        batch.dims = mixer.dims
         if self.place is None: mixer.check(batch)
         else: batch.x = batch.inputs[0]
-        self.targets = Targets(batch.yb, batch.x.shape, mixer.targets)
+        self.targets = Targets(batch.yb, batch.shape, mixer.targets)
         one = facts is not None and mixer.per == 'sample' and self.targets.may_weigh(mixer.places) and not facts.ask(len(self.targets.own))
         mixes = mixer.draw_mix(batch, rng, one, lam)
         self.mixes = mixes if isinstance(mixes, list) else [mixes]
         self.mix = next(mix for mix in self.mixes if mix is not None)
+        if mixer.dims is not None:
+            for mix in self.mixes: mix.anywhere = True
         if batch.source: self.targets.take_from(batch.source.yb)
         self.hooks, self.switched, self.held, self.under_way = [], None, None, False
 
@@ -312,7 +317,7 @@ def resume(self:MixedBatch):
     self.held = None
     if learn.loss_func is self.switched.user_loss: learn.loss_func = self.switched
 
-# %% ../nbs/05_mixer.ipynb #d6565845
+# %% ../nbs/05_mixer.ipynb #8ae9dae5
 @patch
 def __call__(self:Mixer, event_name):
     "Called by fastai for every event; not for one in which the mixer has just been removed, or that it does not have"
@@ -335,7 +340,10 @@ def before_batch(self:Mixer):
     self.seed_rng()
     mixer = self.pick(round(getattr(learn, 'pct_train', 0.), 9), self.rng)
     if mixer is None: return
-    self.batch = MixedBatch(mixer, batch, self.rng, self.facts_of(user_loss(learn)))
+    facts = self.facts_of(user_loss(learn))
+    if not self.looked: refuse_labels(batch)
+    self.batch = MixedBatch(mixer, batch, self.rng, facts)
+    if not self.looked: self.look(facts)
     self.batch.begin()
 
 @patch
@@ -348,7 +356,13 @@ def undo(self:Mixer):
     "Step 6: end a mixed batch. Interrupted, it can be called again"
     if self.batch: self.batch.end()
 
-for _event in ('after_batch', 'after_cancel_train', 'after_cancel_epoch', 'after_cancel_fit'): setattr(Mixer, _event, Mixer.undo)
+for _event in ('after_cancel_train', 'after_cancel_epoch', 'after_cancel_fit'): setattr(Mixer, _event, Mixer.undo)
+
+@patch
+def after_batch(self:Mixer):
+    "Step 6, for a batch that has come to its end"
+    self.undo()
+    if self.batch and self.labels_back: self.learn.yb = self.batch.targets.apart(self.batch.left, self.learn.yb)[0]
 
 # %% ../nbs/05_mixer.ipynb #0fb6b12c
 @patch
@@ -362,6 +376,32 @@ def check_alone(self:Mixer, learn):
     if len(names) > 1: raise ValueError(f"{' and '.join(names)} on one Learner would mix what is mixed already. "
                                         "To draw one of several for each batch, use `MixChoice`, e.g. `MixChoice(MixUp(), CutMix())`")
     if self.learn is not learn: raise ValueError(f"this {names[0]} was given to another Learner later, or removed from one that has it twice: give each Learner a mixer of its own")
+
+# %% ../nbs/05_mixer.ipynb #240c86bc
+def refuse_labels(batch):
+    "Raise a `TypeError` where the labels are an input of the model"
+    codes = [(name, plain(x)) for name, x in named(batch.xb) if isinstance(x, Tensor) and not is_floating(x)]
+    for name, x in codes:
+        among = any(y.shape == x.shape and torch.equal(plain(y), x) for y in tensors(batch.yb))
+        if not among and str(name).lower() not in ('label', 'labels'): continue
+        raise TypeError(f"the labels go into the model{f' as {name!r}' if name else ''}, which has its loss inside. There they cannot be mixed, and the loss "
+                        "cannot be weighted. Take the loss out of the model: let it return its prediction, and give the Learner the loss")
+
+@patch
+def look(self:Mixer, facts):
+    "What is looked at once in a fit"
+    self.looked, under, recorder = True, self.batch, getattr(self.learn, 'recorder', None)
+    own = [o for _, o in named(under.batch.xb) if o is not None and not isinstance(o, Tensor)]
+    if own: facts.tell(f"an input of type {type(own[0]).__name__}, {str(own[0])[:20]!r}, is no tensor: each sample keeps its own")
+    metrics = recorder is not None and recorder.train_metrics and len(self.learn.metrics)
+    self.labels_back = bool(metrics and under.left is not None and any(
+        fate in ('blend', 'union') and is_binary(plain(y)) for y, fate in zip(under.targets.own, under.targets.fates(under.left))))
+    if self.labels_back: facts.tell("train metrics are evaluated against the own labels, of which there is no half. `MixMetric` counts the partner's, too")
+
+@patch
+def before_fit(self:Mixer):
+    "A new fit is looked at anew"
+    self.looked = self.labels_back = False
 
 # %% ../nbs/05_mixer.ipynb #886514ac
 @patch

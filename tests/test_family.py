@@ -27,7 +27,7 @@ from torch import nn
 import family
 from family import CMixUp, FMix, RegMixUp, ResizeMix, SaliencyMix, TransMix
 from fastmix.all import Batch, CutMix, MixChoice, MixMetric, MixUp, check_mixer, mix_rng, show_mix, show_mixers
-from helpers import formula_grads, grads_of
+from helpers import grads_of
 
 N, SIZE = 16, (8, 12)
 classes = torch.arange(N) % 3

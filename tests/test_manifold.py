@@ -326,7 +326,7 @@ def test_a_text_reader_reads_a_part_of_the_batch_at_a_time():
     tokens = torch.randint(2, 50, (24, 8))
     tokens[::2, :4] = 1 # half of the texts are padded in front
     y = samples(24)[1]
-    with pytest.raises(ValueError, match=r"the layer '.*rnns.0' is given tensors of shape .*the batch is 8"):
+    with pytest.raises(ValueError, match=r"the layer '.*rnns.0' is given a tensor of shape .*the batch is 8"):
         fit(ManifoldMixUp('reader.0.module.rnns.0'), First(), data=(tokens, y))
 
 

@@ -9,13 +9,27 @@ For signals, images and volumes. Masks are pasted along with their images."""
 # %% auto #0
 __all__ = ['CutMix']
 
-# %% ../../nbs/methods/cutmix.ipynb #8df07f14
+# %% ../../nbs/methods/cutmix.ipynb #65870cdd
+from fastcore.meta import delegates
+
 from ..draw import draw_partner, draw_region
 from ..mix import Paste
 from ..mixer import Mixer
 
-# %% ../../nbs/methods/cutmix.ipynb #85a4bae4
+# %% ../../nbs/methods/cutmix.ipynb #9d1e8871
+@delegates()
 class CutMix(Mixer):
     "Train on samples with a region of another pasted in: CutMix (arXiv 1905.04899). For signals, images and volumes"
     places = 1, 2, 3
+    def __init__(self,
+        alpha:float|tuple=1., # Parameter of λ's Beta distribution, positive; or a pair `(a, b)`
+        per:str='batch', # One region per 'sample', or one per 'batch'
+        dims:int|None=None, # How many of the last dimensions are places: 2 for videos `(n, t, c, h, w)`. `None`: all behind batch and channels
+        **kwargs
+    ):
+        "Raises a `TypeError` or `ValueError` that names the argument and its range"
+        super().__init__(alpha, per, **kwargs)
+        if dims not in (None, *self.places): raise ValueError(f"`dims` must be 1, 2 or 3, or None; got {dims!r}")
+        self.dims = dims
+
     def draw(self, batch, lam, rng): return Paste(draw_region(lam, batch.size, rng), batch.size, draw_partner(batch.n, rng))
