@@ -9,9 +9,11 @@ With `Recorder(train_metrics=True)` fastai also evaluates the metrics on the tra
 # %% auto #0
 __all__ = ['MixMetric']
 
-# %% ../nbs/06_metric.ipynb #d1a0c854
+# %% ../nbs/06_metric.ipynb #6eb1a215
 import copy
+from functools import wraps
 
+from fastai.metrics import LossMetric
 from fastai.learner import AvgMetric, Metric
 from fastai.torch_core import apply
 
@@ -57,3 +59,15 @@ class MixMetric(AvgMetric):
         new = memo[id(self)] = copy.copy(self)
         vars(new).update(copy.deepcopy(vars(new), memo))
         return new
+
+# %% ../nbs/06_metric.ipynb #b8e48f77
+fastai_accumulate = getattr(LossMetric.accumulate, '_before_fastmix', LossMetric.accumulate) # Once, also when this module is reloaded
+
+@wraps(fastai_accumulate)
+def accumulate_unmixed(self, learn):
+    batch = next((cb.batch for cb in learn.cbs if isinstance(cb, Mixer) and cb.run), None)
+    if not learn.training or batch is None or not batch.weighs(): return fastai_accumulate(self, learn)
+    batch.facts.tell(f"the part {self.name!r} of the loss is left out in training: the loss is called once for each label, and what it leaves behind is the partner's")
+
+accumulate_unmixed._before_fastmix = fastai_accumulate
+LossMetric.accumulate = accumulate_unmixed

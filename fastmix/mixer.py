@@ -377,11 +377,11 @@ def check_alone(self:Mixer, learn):
                                         "To draw one of several for each batch, use `MixChoice`, e.g. `MixChoice(MixUp(), CutMix())`")
     if self.learn is not learn: raise ValueError(f"this {names[0]} was given to another Learner later, or removed from one that has it twice: give each Learner a mixer of its own")
 
-# %% ../nbs/05_mixer.ipynb #240c86bc
+# %% ../nbs/05_mixer.ipynb #45f061c2
 def refuse_labels(batch):
     "Raise a `TypeError` where the labels are an input of the model"
-    codes = [(name, plain(x)) for name, x in named(batch.xb) if isinstance(x, Tensor) and not is_floating(x)]
-    for name, x in codes:
+    for name, x in named(batch.xb):
+        if not isinstance(x, Tensor) or is_floating(x := plain(x)): continue
         among = any(y.shape == x.shape and torch.equal(plain(y), x) for y in tensors(batch.yb))
         if not among and str(name).lower() not in ('label', 'labels'): continue
         raise TypeError(f"the labels go into the model{f' as {name!r}' if name else ''}, which has its loss inside. There they cannot be mixed, and the loss "
