@@ -276,6 +276,14 @@ def integer_multi_hot(lib):
 def own_loss(lib): floating(lib, torch.randint(0, 2, (16, 3)).float(), asymmetric)
 
 
+@task('multi-label: the union of the labels, where you ask for it', 'tasks.ipynb#say-it-yourself')
+def union(lib):
+    y = torch.randint(0, 2, (16, 3)).float()
+    for row, lam, partner in some(fit(lib.MixUp(targets='union'), BCEWithLogitsLossFlat(), data=(batch(16)[0], y))):
+        heard = (1-lam >= .05)[:, None]*row.y[0][partner]
+        same(row.loss, F.binary_cross_entropy_with_logits(row.pred, torch.maximum(row.y[0], heard)), 'the loss')
+
+
 @task('regression: numbers and vectors, float32', 'tasks.ipynb#regression')
 def regression(lib): floating(lib, torch.rand(16, 3), MSELossFlat(), F.mse_loss)
 
@@ -322,6 +330,16 @@ def dice(lib):
         same(row.loss, DiceLoss()(row.pred, (row.x[0][:, 0] > .5).long()), 'the loss')
 
 
+@task('segmentation: a mask on a coarser grid counts by the share of each cell', masks)
+def coarse(lib):
+    x, _ = batch(16)
+    y = (x[:, 0, ::2, ::2] > .5).long()
+    for row, *_ in some(fit(lib.CutMix(), CrossEntropyLossFlat(axis=1), data=(x, y), model=nn.Conv2d(2, 2, 2, stride=2))):
+        kept, (_, partner) = (row.x[0] == row.own[0])[:, 0].float(), shares(row)
+        lam, values = F.avg_pool2d(kept, 2), partial(F.cross_entropy, row.pred, reduction='none')
+        same(row.loss, (lam*values(row.y[0]) + (1-lam)*values(row.y[0][partner])).mean(), 'the loss')
+
+
 @task('image to image: the target is mixed, and pasted, like the input', 'tasks.ipynb#image-to-image')
 def images(lib):
     x, _ = batch(16)
@@ -357,6 +375,23 @@ def targets(lib):
         for row, lam, partner in some(fit(cb, loss, data=(x, y, torch.rand(16)), n_inp=1)):
             number, value = row.y[0], blended(lam, partner, row.y[1])
             same(row.loss, lam[0]*loss(row.pred, number, value) + (1-lam[0])*loss(row.pred, number[partner], value), 'the loss')
+
+
+@task('nested targets: a dictionary of a class and a number', tuples)
+def dictionary(lib):
+    def loss(pred, target): return F.cross_entropy(pred[:, :2], target['class']) + F.mse_loss(pred[:, 2], target['value'])
+    class Keep(Watch):
+        def before_batch(self):
+            target, = self.learn.yb
+            self.own, self.y = tuple(bare(t).clone() for t in self.learn.xb), (bare(target['class']), bare(target['value']))
+    x, y = batch(16, classes=2)
+    data = x, [{'class': a, 'value': b} for a, b in zip(y, torch.rand(16))]
+    for cb in lib.MixUp(), lib.CutMix():
+        learner(loss, cb, keep := Keep(), data=data).fit(1)
+        for row, lam, partner in some(keep.rows):
+            number, value = row.y[0], blended(lam, partner, row.y[1])
+            own, other = (loss(row.pred, {'class': c, 'value': value}) for c in (number, number[partner]))
+            same(row.loss, lam[0]*own + (1-lam[0])*other, 'the loss')
 
 
 @task('no target: an autoencoder', tuples)
@@ -708,7 +743,7 @@ def removed(lib):
     trains(learn.add_cb(cb))
 
 
-@loop('metrics of mixed training batches, weighted by λ', '../07_metric.ipynb')
+@loop('metrics of mixed training batches, weighted by λ', '../06_metric.ipynb')
 def metrics(lib):
     learn = learner(CrossEntropyLossFlat(), lib.MixUp(10.), watch := Watch(), data=batch(64), metrics=getattr(lib, 'MixMetric', noop)(accuracy))
     learn.recorder.train_metrics = True
@@ -930,7 +965,7 @@ def kept(lib):
         if not torch.equal(x, before): raise AssertionError(f'{type(cb).__name__} writes into the batch')
 
 
-bad = '../02_callback.ipynb#arguments-that-make-no-sense'
+bad = '../05_mixer.ipynb#nothing-else-changes'
 
 
 @fault('alpha=NaN: a clear error', bad)
