@@ -1,6 +1,6 @@
 """MixUp, CutMix and their kin as one callback for any fastai Learner
 
-fastmix trains a fastai `Learner` on **mixed samples**: put `MixUp()` or `CutMix()` into `cbs`, and the inputs are rewritten before the forward pass, the loss is weighted accordingly, and validation stays clean. It takes any loss function and every kind of target that can be mixed, leaves nothing behind, whatever ends the training, and shows you what your network saw.
+fastmix trains a fastai `Learner` on **mixed samples**: put `MixUp()` or `CutMix()` into `cbs`, and the inputs are rewritten before the forward pass, the loss is weighted accordingly, and validation stays clean. Any loss works, and any target that can be mixed. However training ends, Ctrl-C included, your learner is clean. And you see what your network saw.
 
 Modules:
 
