@@ -7,8 +7,7 @@ from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
 from bench import gpu, losses, measure, memory, peers, report, run, steps
-from fastmix.all import CutMix, MixUp
-from fastmix.all import Blend, Paste
+from fastmix.all import Blend, CutMix, MixUp, Paste
 
 
 @pytest.fixture(scope='module')

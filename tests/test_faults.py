@@ -22,8 +22,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from torch import nn
 
-from fastmix.all import CutMix, ManifoldMixUp, MixChoice, Mixer, MixUp
-from fastmix.all import MixMetric
+from fastmix.all import CutMix, ManifoldMixUp, MixChoice, Mixer, MixMetric, MixUp
 from helpers import Spy, check, check_all, learner, samples
 
 events = [event for event in core._events if event != 'after_create']

@@ -136,7 +136,7 @@ class TestPages:
         assert sum(len(page.links) for page in pages.values()) > 500 and not dead
 
     def test_names_of_fastai_link_to_its_documentation(self, pages):
-        assert 'https://docs.fast.ai/learner.html#learner' in dict(pages['callback.html'].links)
+        assert 'https://docs.fast.ai/learner.html#learner' in dict(pages['mixer.html'].links)
 
     def test_nothing_is_fetched_from_elsewhere(self, site, pages):
         remote = {source for page in pages.values() for source in page.sources if urlsplit(source).netloc}
@@ -154,8 +154,8 @@ class TestPages:
         assert -1 not in shown and shown == sorted(shown)
 
     def test_each_page_is_there_as_markdown_too(self, site):
-        text = (site/'callback.html.md').read_text()
-        assert '# Mixers: the callbacks' in text and '](callback.html#mixup)' in text and '.md#' not in text
+        text = (site/'methods/cutmix.html.md').read_text()
+        assert '# CutMix' in text and '](../mix.html#paste)' in text and '.md#' not in text
 
     def test_llms_txt_is_there(self, site): assert (site/'llms.txt').read_text() == (root/'nbs/llms.txt').read_text()
 
@@ -347,7 +347,7 @@ class TestInABrowser:
 
     def test_wide_tables_and_code_scroll_in_their_own_box(self, browser, address):
         window(browser, 375)
-        for page in ('tutorials/rows.html', 'callback.html'):
+        for page in ('tutorials/rows.html', 'mixer.html'):
             browser.get(address + page)
             wide, stuck = browser.execute_script("""
                 const scrolls = o => o.matches('.md-content') ? false : /auto|scroll/.test(getComputedStyle(o).overflowX) || scrolls(o.parentElement)
@@ -367,5 +367,5 @@ class TestInABrowser:
         ActionChains(browser).send_keys('/').perform()
         wait.until(lambda _: browser.execute_script(search + 'box?.activeElement?.matches("input")'))
         ActionChains(browser).send_keys('CutMix').perform()
-        wait.until(lambda _: browser.execute_script(search + '[...box.querySelectorAll("a")].some(o => o.href.endsWith("callback.html?h=CutMix#cutmix"))'))
+        wait.until(lambda _: browser.execute_script(search + '[...box.querySelectorAll("a")].some(o => o.href.includes("methods/cutmix.html?h=CutMix"))'))
         assert browser.execute_script(search + 'box.querySelector("input").value') == 'CutMix'
