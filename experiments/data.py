@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from PIL import Image
+
+from fastmix.data import few_per_class
 from torch.utils.data import TensorDataset
 
 
@@ -55,17 +57,8 @@ def split(images, classes, n_valid, seed=0):
 
 def per_class(images, classes, n, seed):
     "The first `n` samples of every class in an order that `seed` shuffles, or all where there are fewer"
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(classes)))
-    chosen = torch.cat([order[classes[order] == label][:n] for label in classes.unique()])
+    chosen = torch.from_numpy(few_per_class(classes, n, seed))
     return images[chosen], classes[chosen]
-
-
-def wrong_labels(classes, share, seed, n_classes=10):
-    "Replace `share` of the classes, each by one of the others"
-    rng, classes = np.random.default_rng(seed), classes.clone()
-    chosen = torch.from_numpy(rng.permutation(len(classes))[:round(share*len(classes))])
-    classes[chosen] = (classes[chosen] + torch.from_numpy(rng.integers(1, n_classes, len(chosen)))) % n_classes
-    return classes
 
 
 def crop_and_flip(x):

@@ -20,11 +20,12 @@ from torch import nn
 root = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(root), str(root/'experiments')]
 
-from data import cifar, clothing, crop_and_flip, fashion, loaders, per_class, split, wrong_labels  # noqa: E402
+from data import cifar, clothing, crop_and_flip, fashion, loaders, per_class, split  # noqa: E402
 from models import keras_cnn, mlp, resnet18, resnet20, small_cnn  # noqa: E402
 
 from fastmix.all import CutMix, MixChoice, MixUp  # noqa: E402, after the path to it
 from fastmix.compare import compare  # noqa: E402
+from fastmix.data import wrong_labels  # noqa: E402
 
 results = root/'nbs/experiments/results'
 keras_adam = partial(Adam, sqr_mom=.999, eps=1e-7, wd=0.)
@@ -91,7 +92,7 @@ def wrong(seeds):
     (images, classes), _ = split(*fashion('train'), 50000)
     arms = {'none': None, 'MixUp': MixUp(1.), 'MixUp 8': MixUp(8.), 'CutMix': CutMix(1.)}
     for share in (.2, .5, .8):
-        def make_learner(): return learner(loaders((images, wrong_labels(classes, share, torch.initial_seed())), fashion('t10k')), mlp)
+        def make_learner(): return learner(loaders((images, torch.from_numpy(wrong_labels(classes, share, torch.initial_seed(), 10))), fashion('t10k')), mlp)
         run(f'wrong-fashion-{100*share:.0f}', make_learner, arms, lambda learn: learn.fit(40, 1e-3), seeds, wrong=share)
 
 

@@ -15,3 +15,6 @@ from fastmix.show import *
 from fastmix.data import *
 from fastmix.compare import *
 from fastmix.metric import *
+
+# Every method of mixing that is imported above, by its name in lower case
+all_mixers = {name.lower(): cls for name, cls in list(vars().items()) if isinstance(cls, type) and issubclass(cls, Mixer) and cls is not Mixer}  # noqa: F405

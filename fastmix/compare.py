@@ -376,12 +376,18 @@ def earlier_results(
     earlier.settings = there | settings
     return earlier
 
-# %% ../nbs/09_compare.ipynb #068091b0
+# %% ../nbs/09_compare.ipynb #8ecf866c
 def _versions():
     "What a run was made with"
     return f"fastmix {__version__}, fastai {version('fastai')}, torch {torch.__version__}, Python {platform.python_version()}"
 
 def _runs_in(comparison): return {*zip(comparison.runs.arm, comparison.runs.seed)}
+
+def _outcome(row, metrics):
+    "What came of a run, in a few words"
+    if row['status'] != 'finished': return row['status']
+    name = metrics[0] if metrics else 'valid_loss'
+    return f"{name.replace('_', ' ')} {row[name]:.4f}"
 
 def _minutes(seconds): return f'{seconds:.0f} s' if seconds < 90 else f'{seconds/60:.0f} min'
 
@@ -405,7 +411,8 @@ def compare(
     folder: Path = None, # where results are written after each run, and taken up again; None: nowhere
     settings: dict = None, # what else must be equal for results in `folder` to be taken up: names, texts and numbers
     evaluate: callable = None, # takes the trained `Learner` and returns `{name: number}`, further columns of the results
-    progress: bool = True, # show the run and the time left, fastai's progress bars and its line per epoch?
+    progress: bool = True, # a line for each run, with the time left?
+    verbose: bool = False, # fastai's progress bars and its line per epoch, too?
 ) -> Comparison:
     """Train every arm from the same weights on the same batches. `TypeError` for what is no arm or no function, `ValueError` where batches or
     weights cannot be the same, `OtherResults` where `folder` holds other results, `AllRunsFailed` where every run failed"""
@@ -431,7 +438,8 @@ def compare(
     for i, (arm, run_seed) in enumerate(missing):
         times = [row['seconds'] for row in rows if row['status'] == 'finished']
         left = f', about {_minutes(np.mean(times) * (len(missing) - i))} left' if times else ''
-        if progress: print(f'{arm}, seed {run_seed} (run {len(wanted) - len(missing) + i + 1} of {len(wanted)}{left})', flush=True)
+        number = f'run {len(wanted) - len(missing) + i + 1} of {len(wanted)}{left}'
+        if verbose: print(f'{arm}, seed {run_seed} ({number})', flush=True)
         learn = None
         gc.collect()
         with no_random(run_seed, reproducible=False):
@@ -445,8 +453,8 @@ def compare(
                            f"than the arm {other['arm']} did ({other['versions']}; now {_versions()})")
                     if (other['arm'], run_seed) not in earlier: raise ValueError(why)
                     raise OtherResults(f'{folder} holds runs that cannot be compared with those to come. {why}. If that is why, give another folder')
-                row, history = run_arm(learn, fit, evaluate, progress)
-        if progress and row['status'] != 'finished': print(f"\n{row['status']}", flush=True)
+                row, history = run_arm(learn, fit, evaluate, verbose)
+        if progress: print(f"{arm}, seed {run_seed}: {_outcome(row, metrics)} ({number})", flush=True)
         rows.append(dict(arm=arm, seed=run_seed) | row | dict(weights=weights, versions=_versions()))
         if len(history): curves.append(pd.concat([pd.DataFrame(dict(arm=arm, seed=run_seed), history.index), history], axis=1))
         result.runs = pd.DataFrame(rows)

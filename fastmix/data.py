@@ -8,12 +8,12 @@ Whether mixing helps is a question about *your* images, so a comparison begins w
 
 # %% auto #0
 __all__ = ['InputError', 'LabelledImages', 'stratified_split', 'digit_images', 'class_of', 'find_splits', 'read_folder',
-           'fault_of', 'folder_images', 'get_images', 'image_dls', 'small_cnn']
+           'fault_of', 'folder_images', 'get_images', 'few_per_class', 'wrong_labels', 'image_dls', 'small_cnn']
 
-# %% ../nbs/08_data.ipynb #7c1b8027
+# %% ../nbs/08_data.ipynb #6916033c
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from fastai.vision.augment import FlipItem, Resize
 from fastai.vision.core import PILImage, PILImageBW, imagenet_stats
 from fastai.vision.data import ImageBlock
 from fastai.vision.utils import verify_image
+from fastcore.basics import patch
 from fastcore.parallel import parallel
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -169,6 +170,44 @@ def get_images(
     except OSError as e: raise InputError(f'cannot download the Pets ({e}): give the folder of a local copy') from e
     return folder_images(folder/'images', seed)
 
+# %% ../nbs/08_data.ipynb #9db1f186
+def few_per_class(
+    labels, # The label of each image, `(n,)`
+    n: int, # How many images of each class to keep, 1 or more; of a class with fewer, all
+    seed: int = 42, # Another seed keeps others
+) -> np.ndarray: # Indices of the images to keep, class by class
+    "Choose the first `n` images of every class, in an order that `seed` shuffles"
+    labels = np.asarray(labels)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return np.concatenate([order[labels[order] == label][:n] for label in np.unique(labels)])
+
+# %% ../nbs/08_data.ipynb #a6d87ae6
+def wrong_labels(
+    labels, # Class numbers, `(n,)`
+    share: float, # How many become wrong, in [0, 1]
+    seed: int = 42, # Another seed chooses others
+    n_classes: int | None = None, # How many classes there are. `None`: as many as the labels say
+) -> np.ndarray: # `(n,)`: class numbers, `share` of them each replaced by one of the others
+    "Replace some of the labels, each by another class, all of those equally likely"
+    rng, wrong = np.random.default_rng(seed), np.array(labels)
+    n_classes = wrong.max() + 1 if n_classes is None else n_classes
+    chosen = rng.permutation(len(wrong))[:round(share*len(wrong))]
+    wrong[chosen] = (wrong[chosen] + rng.integers(1, n_classes, len(chosen))) % n_classes
+    return wrong
+
+# %% ../nbs/08_data.ipynb #e2137bf3
+@patch
+def with_labels(self: LabelledImages,
+    per_class: int | None = None, # How many images of each class to train on. `None`: all there are
+    wrong: float = 0., # Share of them whose label is wrong, in [0, 1]
+    seed: int = 42, # Another seed chooses others
+) -> LabelledImages:
+    "The same images to validate on, and fewer, or with wrong labels, to train on"
+    pairs, classes = self.train, self.classes
+    if per_class is not None: pairs = [pairs[i] for i in few_per_class([label for _, label in pairs], per_class, seed)]
+    labels = wrong_labels([classes.index(label) for _, label in pairs], wrong, seed, len(classes))
+    return replace(self, train=[(image, classes[label]) for (image, _), label in zip(pairs, labels)])
+
 # %% ../nbs/08_data.ipynb #0fa2cbb9
 def image_dls(
     images: LabelledImages,
@@ -186,11 +225,12 @@ def image_dls(
         batch_tfms=Normalize.from_stats(*(([0.305], [0.376]) if grey else imagenet_stats)))
     return block.dataloaders(pairs, bs=min(bs, len(images.train)), num_workers=0 if grey else None)
 
-# %% ../nbs/08_data.ipynb #9e4d9eb8
+# %% ../nbs/08_data.ipynb #981e3dd7
 def small_cnn(
     n_in: int, # channels of the images
     n_out: int, # classes
 ) -> nn.Sequential:
     "Three convolutions with batch normalisation, halving the image twice, then dropout and a linear layer"
-    return nn.Sequential(ConvLayer(n_in, 32), ConvLayer(32, 64, stride=2), ConvLayer(64, 128, stride=2),
-                         nn.AdaptiveAvgPool2d(1), Flatten(), nn.Dropout(0.2), nn.Linear(128, n_out))
+    body = nn.Sequential(ConvLayer(n_in, 32), ConvLayer(32, 64, stride=2), ConvLayer(64, 128, stride=2))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Dropout(0.2), nn.Linear(128, n_out))
+    return nn.Sequential(body, head)

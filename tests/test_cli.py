@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import shutil
@@ -13,9 +14,10 @@ import torch
 from PIL import Image
 
 from fastmix import cli
-from fastmix.cli import archs, check_out, check_settings, main, mixers, set_aside
+from fastmix.all import all_mixers
+from fastmix.cli import archs, check_out, check_settings, known_mixes, main, mixer_named, set_aside
 
-options = dict(mixes='none,mixup', epochs=1)
+options = {'mixes': 'none,mixup', 'epochs': 1, 'seeds': 1, 'labels-per-class': 0, 'wrong-labels': 0}
 
 
 def fastmix(**given):
@@ -85,15 +87,41 @@ def test_digits(tmp_path, capsys):
     fastmix(out=out, mixes='none,mixup,cutmix,choice', bs=32)
     printed = capsys.readouterr().out
     assert '1438 images to train on, 359 to validate on, in 10 classes' in printed
-    assert 'choice, seed 42 (run 4 of 4, about ' in printed and '█' not in printed
+    assert 'choice, seed 42: accuracy 0.' in printed and ' (run 4 of 4, about ' in printed and '█' not in printed and 'epoch' not in printed.splitlines()[4]
     assert 'cutmix against none: not distinguishable with 1 seed (accuracy' in printed
     assert printed.endswith(f'The report, with curves and pictures of the batches: {out/"report.html"}\n')
     runs = pd.read_csv(out/'results.csv')
-    assert list(runs.arm) == list(mixers) and (runs.status == 'finished').all()
+    assert list(runs.arm) == ['none', 'mixup', 'cutmix', 'choice'] and (runs.status == 'finished').all()
     assert (runs.accuracy > 0.5).all() and runs.train_loss.nunique() == 4
     settings = json.loads((out/'settings.json').read_text())
     assert settings['epochs'] == 1 and settings['arm mixup'].startswith('MixUp(alpha=0.4')
     assert sorted(contents(out)) == written and (out/'report.html').read_text().count('<img') == 3 + 4
+
+
+def test_every_method_can_be_named():
+    for name, cls in all_mixers.items():
+        if 'alpha' in inspect.signature(cls).parameters: assert type(mixer_named(name)) is cls and mixer_named(f'{name}:.7').alpha == .7
+    assert mixer_named('none') is None and [m.alpha for m in mixer_named('choice:.3').mixers] == [.3, .3] and set(known_mixes()) >= {'none', 'choice'}
+
+
+def test_few_and_wrong_labels(photos, tmp_path, capsys):
+    "Only those that are trained on, drawn by the seed, the same for all arms"
+    fastmix(data=photos, out=tmp_path/'out', arch='small', size=16, bs=4, mixes='none,mixup:1', **{'labels-per-class': 6, 'wrong-labels': .5})
+    printed = capsys.readouterr().out
+    assert 'trained on 6 images of each class, 50% of their labels wrong, the same for all mixes; those to validate on keep their labels' in printed
+    settings = json.loads((tmp_path/'out'/'settings.json').read_text())
+    assert settings['wrong_labels'] == .5 and settings['labels_per_class'] == 6 and settings['samples'] == '12 + 4'
+    learner = cli.learner_maker(cli.get_images(photos, 42), settings)()
+    wrong = sum(path.parent.name != label for path, label in learner.dls.train.items)
+    assert wrong == 6 and all(path.parent.name == label for path, label in learner.dls.valid.items)
+    assert error_of(capsys, data=photos, out=tmp_path/'out', arch='small', size=16, bs=4, mixes='none,mixup:1', **{'labels-per-class': 6, 'wrong-labels': .25})
+
+
+def test_the_defaults_of_the_digits_are_hard():
+    given = {name: None for name in ('mixes', 'arch', 'epochs', 'size', 'bs', 'lr', 'seeds', 'labels_per_class', 'wrong_labels')} | dict(seed=1, pretrained=False)
+    digits, photos = check_settings('digits', **given), check_settings('folder', **given)
+    assert (digits['labels_per_class'], digits['wrong_labels'], digits['seeds'], digits['mixes']) == (40, .4, 3, ['none', 'mixup:1', 'cutmix', 'choice:1'])
+    assert (photos['labels_per_class'], photos['wrong_labels'], photos['seeds']) == (0, 0., 1)
 
 
 def test_photographs(photos, tmp_path, capsys):
@@ -119,8 +147,8 @@ def test_a_test_split_is_announced(photos, tmp_path, capsys):
 
 def test_networks_of_fastai_take_digits_and_photographs(photos):
     for data in ('digits', photos):
-        given = dict(epochs=1, size=32, bs=8, lr=None, seed=1, seeds=1, pretrained=False)
-        settings = check_settings(data, 'none', arch='resnet18', **given)
+        given = dict(epochs=1, size=32, bs=8, lr=None, seed=1, seeds=1, pretrained=False, labels_per_class=None, wrong_labels=None)
+        settings = check_settings(data, mixes='none', arch='resnet18', **given)
         learn = cli.learner_maker(cli.get_images(settings['data']), settings)()
         with learn.no_bar(), learn.no_logging(): learn.fit(1) if data != 'digits' else learn.validate()
         assert learn.model[1][-1].out_features == learn.dls.c
@@ -201,7 +229,12 @@ def test_a_killed_command_is_completed_by_the_same_command(tmp_path, capsys, how
     (dict(lr=0), '--lr must be a positive number, got 0.0'),
     (dict(lr='nan'), '--lr must be a positive number, got nan'),
     (dict(lr='inf'), '--lr must be a positive number, got inf'),
-    (dict(mixes='none,mixcut'), "--mixes: unknown name 'mixcut'; known are none, mixup, cutmix, choice"),
+    (dict(mixes='none,mixcut'), "--mixes: unknown name 'mixcut'; known are none, mixup, cutmix, "),
+    (dict(mixes='mixup:'), "--mixes: mixup:: could not convert string to float: ''"),
+    (dict(mixes='mixup:0'), '--mixes: mixup:0: `alpha` must be a positive number'),
+    (dict(mixes='none:1'), '--mixes: none has no alpha'),
+    ({'labels-per-class': -1}, '--labels-per-class must be at least 0, got -1'),
+    ({'wrong-labels': 1.5}, '--wrong-labels must be a share from 0 to 1, got 1.5'),
     (dict(mixes=''), "--mixes: unknown name ''; known are none"),
     (dict(mixes='mixup, mixup'), '--mixes names one twice: mixup,mixup'),
     (dict(arch='resnet19'), "--arch: unknown name 'resnet19'; known are small, xresnet18"),

@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 from fastmix import data as data_module
-from fastmix.data import (InputError, class_of, digit_images, find_splits, folder_images, get_images, image_dls,
-                          small_cnn, stratified_split)
+from fastmix.data import (class_of, digit_images, few_per_class, find_splits, folder_images, get_images, image_dls, InputError, small_cnn, stratified_split, wrong_labels)
 
 
 def save(path, colour=0, size=(24, 20), mode='RGB'):
@@ -210,3 +209,32 @@ def test_pets(data):
     assert {'Abyssinian', 'Bengal', 'american_bulldog'} <= set(images.classes)
     assert images.left_out['beagle'] == 1 and max(images.left_out.values()) == 4
     assert labels(images.valid)['Bengal'] == 40
+
+
+# Fewer labels, and wrong ones
+
+def test_few_of_each_class():
+    labels = np.array(list('aaaaabbbc'))
+    kept = few_per_class(labels, 2, seed=1)
+    assert Counter(labels[kept]) == dict(a=2, b=2, c=1) and len({*kept}) == 5
+    assert kept.tolist() == few_per_class(labels, 2, seed=1).tolist() and any(few_per_class(labels, 2, seed=s).tolist() != kept.tolist() for s in range(5))
+
+
+@pytest.mark.parametrize('share', [0., .3, 1.])
+def test_wrong_labels_are_another_class_each_equally_likely(share):
+    labels = np.repeat(np.arange(4), 1000)
+    wrong = wrong_labels(labels, share, seed=3)
+    changed = wrong != labels
+    assert changed.sum() == round(share*4000) and labels.tolist() == np.repeat(np.arange(4), 1000).tolist()
+    steps = np.bincount((wrong - labels)[changed] % 4, minlength=4)
+    if share: assert steps[0] == 0 and (abs(steps[1:] - changed.sum()/3) < 4.5*(changed.sum()*2/9)**.5 + 1).all()
+    assert wrong_labels(labels[:5], .5, n_classes=9).max() <= 8
+
+
+def test_the_images_to_validate_on_keep_their_labels():
+    digits = digit_images(1)
+    changed = digits.with_labels(per_class=20, wrong=.5, seed=1)
+    assert changed.valid is digits.valid and len(changed.train) == 200 and changed.classes == digits.classes
+    names = {image.tobytes(): label for image, label in digits.train}
+    assert sum(names[image.tobytes()] != label for image, label in changed.train) == 100
+    assert digits.with_labels().train == digits.train
