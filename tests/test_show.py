@@ -178,7 +178,7 @@ def test_the_title_of_numbers_says_what_comes_of_them(y):
     for i, (ax, mixed) in enumerate(zip(axes, mix(y))):
         name = [label_of([t]) for t in (y[i], y[mix.partner[i]], mixed)]
         lam = mix.lam[i].item()
-        assert ax.get_title().replace('\n', ' ') == f'{lam:.2f} × {name[0]} + {1-lam:.2f} × {name[1]} = {name[2]}'
+        assert ax.get_title().replace('\n', ' ') == f"{mix_title(lam, f'× {name[0]}', f'× {name[1]}')} = {name[2]}"
 
 
 def test_several_labels():
@@ -200,7 +200,7 @@ def test_a_loader_s_own_names_and_colours():
         found = next(i for i in range(12) if np.abs(pixels(own) - photos[i]/255).max() < .01)
         assert own.get_title().replace('\n', ' ') == f"own: {'ab'[found % 2]}"
     titles = [ax.get_title().replace('\n', ' ') for ax in show_mix(block(MultiCategoryBlock, lambda i: ['x', 'yz'[i % 2]]), MixUp())]
-    assert all(part[5:] in ('x;y', 'x;z') for title in titles for part in title.split(' + '))
+    assert all(part.split(maxsplit=1)[1] in ('x;y', 'x;z') for title in titles for part in title.split(' + '))
     titles = [ax.get_title().replace('\n', ' ') for ax in show_mix(block(RegressionBlock, lambda i: float(i)), MixUp())]
     for title in titles:
         a, x, b, y, total = (float(word) for word in title.split() if word[0].isdigit())
@@ -382,7 +382,7 @@ def test_inside_the_network_own_and_partner_are_shown_and_the_layer_is_named():
         np.testing.assert_allclose(pixels(own), as_shown(x[i]), atol=1e-6)
         np.testing.assert_allclose(pixels(partner), as_shown(x[mix.partner[i]]), atol=1e-6)
         assert not mixed.images and mixed.texts[0].get_text().split() == "mixed at the input of '3'".split()
-        np.testing.assert_allclose(bar(mixed), [mix.lam, 1-mix.lam], atol=1e-6)
+        np.testing.assert_allclose(bar(mixed), [lam := mix.lam.item(), 1-lam], atol=1e-6)
     assert 'inside the network' in show_mix(loaders(x, numbers), mixer)[0, 2].texts[0].get_text().replace('\n', ' ')
 
 
@@ -433,7 +433,7 @@ def test_shares_and_rows_are_those_of_the_fit():
     rows = cells(learn.show_mix(max_n=16)[0])[1:]
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     mix = learn.mix_up.mix
-    assert [row[0] for row in rows[::2]] == [f'own {lam:.2f}' for lam in mix.lam]
+    assert [row[0] for row in rows[::2]] == ['own ' + mix_title(lam, '', '').split()[0] for lam in mix.lam.tolist()]
     assert [row[1:] for row in rows[1::2]] == [rows[2*j][1:] for j in mix.partner]
 
 
@@ -633,10 +633,8 @@ def test_errors():
     with pytest.raises(ValueError, match='larger batch size'): show_mix(loaders(images(1), numbers[:1], bs=1), MixUp())
     with pytest.raises(TypeError, match='take `learn.dls`'): show_mix(learner(), MixUp())
     with pytest.raises(TypeError, match='`dls` must be `DataLoaders`; got list'): show_mix([1], MixUp())
-    with pytest.raises(TypeError, match='fastai.callback.mixup.MixUp.*import fastmix after'): show_mix(dls, FastaiMixUp())
+    with pytest.raises(TypeError, match='fastai.callback.mixup.MixUp.*import fastmix last'): show_mix(dls, FastaiMixUp())
     with pytest.raises(TypeError, match='got builtins.NoneType'): show_mix(dls, None)
-    for max_n in 0, -1:
-        with pytest.raises(ValueError, match=f'`max_n` must be 1 or more; got {max_n}'): show_mix(dls, MixUp(), max_n=max_n)
     with pytest.raises(TypeError, match='no input with a batch dimension'): show_mix(DataLoaders(*[SimpleNamespace(one_batch=lambda: ('text', numbers))]*2), MixUp())
     with pytest.raises(TypeError, match='torch.int64'): show_mix(loaders(numbers[:, None], numbers), CutMix())
 
@@ -772,7 +770,7 @@ def test_real_pets(data):
     files = get_image_files(folder/'images').sorted()[:64]
     block = DataBlock((ImageBlock, CategoryBlock), get_y=lambda o: o.stem.rsplit('_', 1)[0], splitter=RandomSplitter(seed=0), item_tfms=Resize(96))
     dls = block.dataloaders(files, bs=8, num_workers=0)
-    assert all(part[5:] in dls.vocab for ax in show_mix(dls, MixUp()) for part in ax.get_title().replace('\n', ' ').split(' + '))
+    assert all(part.split(maxsplit=1)[1] in dls.vocab for ax in show_mix(dls, MixUp()) for part in ax.get_title().replace('\n', ' ').split(' + '))
     grey = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_y=lambda o: o.stem.rsplit('_', 1)[0], splitter=RandomSplitter(seed=0), item_tfms=Resize(96))
     assert pixels(show_mix(grey.dataloaders(files, bs=8, num_workers=0), CutMix())[0]).shape == (96, 96)
 
