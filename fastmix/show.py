@@ -186,6 +186,7 @@ def role_batches(drawn):
     def partner(which): return nested(lambda t, *s: mix.others(t, *s, which=which), own, *other)
     return [own, *map(partner, range(len(mix.rows)))]
 
+# %% ../nbs/07_show.ipynb #f3ff10d6
 def role_names(k): return ['own', 'partner'] if k == 1 else ['own', *(f'partner {i}' for i in range(1, k+1))]
 
 # %% ../nbs/07_show.ipynb #38d44f7e
@@ -257,13 +258,14 @@ def find_pictures(self:MixedSamples):
         if not is_floating(y): self.mask = at
         else: self.pictures.append(picture(lambda s: s[at] if s[at].ndim > d else s[at][None]))
 
-# %% ../nbs/07_show.ipynb #017985d5
+# %% ../nbs/07_show.ipynb #8ccbc6eb
 @patch
 def fate(self:MixedSamples, y):
     "What becomes of a target of the batch"
     targets = self.drawn.targets
     return next((fate for own, fate in zip(targets.own, targets.fates(self.mix)) if own is y), None)
 
+# %% ../nbs/07_show.ipynb #017985d5
 @patch
 def names(self:MixedSamples, i):
     "What sample `i` and its partners are called"
@@ -279,6 +281,7 @@ def is_sum(self:MixedSamples, i):
         return numbers and isinstance(y, Tensor) and is_floating(y) and self.fate(y) == 'blend'
     return False
 
+# %% ../nbs/07_show.ipynb #7dc3fe8a
 @patch
 def title(self:MixedSamples, i):
     "The shares and names of sample `i` and its partners"
@@ -292,6 +295,7 @@ role_colours = 'tab:blue', 'tab:orange', 'tab:green', 'tab:red', 'tab:purple'
 
 def role_colour(role): return role_colours[role % len(role_colours)]
 
+# %% ../nbs/07_show.ipynb #e276baa5
 def draw_lines(ax, t, scale, colour):
     "Draw a vector, or the channels of a signal"
     lines, (low, high) = as_floats(t).reshape(-1, t.shape[-1]), scale
@@ -301,9 +305,9 @@ def draw_lines(ax, t, scale, colour):
     margin = .05*(high-low)
     ax.set(xticks=[], yticks=[], xlim=(-.5, t.shape[-1]-.5), ylim=(low-margin, high+margin or 1))
 
-# %% ../nbs/07_show.ipynb #e276baa5
+# %% ../nbs/07_show.ipynb #df19efa3
 def draw_image(ax, t, scale, k=None):
-    "Draw an image, or the slice `k` of a volume"
+    "Draw an image, or the slice `k` of a volume; values from `scale[0]`, black, to `scale[1]`, white"
     values, (low, high) = as_floats(t), scale
     if t.ndim == 4: values = values[:, k]
     how = dict(cmap='gray', vmin=low, vmax=high) | getattr(t, '_show_args', {})
@@ -325,15 +329,17 @@ def draw_picture(ax, t, scale, k=None, mask=None, colour='k'):
 
 # %% ../nbs/07_show.ipynb #1a0dcff0
 def mask_palette():
-    "Colours for many classes, those of fastai's masks first"
+    "Colours for many classes, the strongest first"
     bright = plt.get_cmap('tab20').colors
     return torch.tensor([*bright[::2], *bright[1::2], *plt.get_cmap('tab20b').colors, *plt.get_cmap('tab20c').colors])
 
+# %% ../nbs/07_show.ipynb #36ec6aba
 def mask_colours(mask, d):
     "The colours of a mask's classes, `(*size, 3)`, of `d` spatial dimensions"
     codes, palette = mask.as_subclass(Tensor).cpu().long(), mask_palette()
     return palette[codes.reshape(codes.shape[codes.ndim-d:]) % len(palette)]
 
+# %% ../nbs/07_show.ipynb #3c6edf42
 def resized(colours, size):
     "Colours on another grid, those of the nearest place"
     if colours.shape[:-1] == size: return colours
@@ -363,6 +369,7 @@ def region_of(mix, i, size):
     region = regions[i if len(regions) > 1 else 0]*np.divide(size, mix.size)[:, None]
     return region if (region[:, 0] < region[:, 1]).all() else None
 
+# %% ../nbs/07_show.ipynb #6d65999e
 def draw_border(ax, region):
     "Draw the border of a region, of which a volume's first dimension is not seen"
     low, high = region[-2:].T - .5
@@ -398,6 +405,7 @@ def middle(size, region):
     if len(size) < 3: return None
     return int(size[0] if region is None else region[0].sum())//2
 
+# %% ../nbs/07_show.ipynb #2ea9df5b
 @patch
 def draw_role(self:MixedSamples, ax, i, role, picture):
     "Draw a picture of sample `i` in one of its roles; the last one is the mix"
@@ -421,6 +429,7 @@ def draw(self:MixedSamples, axes, i, sources):
         for ax in here[1:]: draw_border(ax, region)
     if sources: draw_bar(axes[last], self.shares[i])
 
+# %% ../nbs/07_show.ipynb #83448b6e
 @patch
 def titles(self:MixedSamples, i, sources):
     "A title for each of the axes of sample `i`"
@@ -432,10 +441,12 @@ def titles(self:MixedSamples, i, sources):
 # %% ../nbs/07_show.ipynb #4598c4c2
 @contextmanager
 def no_glyph_warnings():
+    "Inside, matplotlib doesn't warn of letters that a font lacks"
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', r'Glyph \d+ .*missing from', UserWarning)
         yield
 
+# %% ../nbs/07_show.ipynb #8beefb47
 class QuietText(Text):
     "Text that doesn't warn of letters that its font lacks"
     def draw(self, *args, **kwargs):
@@ -449,13 +460,14 @@ def as_it_reads(text):
     text.set_parse_math(False)
     if not text.get_text().isascii(): text.__class__ = QuietText
 
-# %% ../nbs/07_show.ipynb #8beefb47
+# %% ../nbs/07_show.ipynb #4ef63951
 def width_of(text, **font):
     "How wide the widest line of `text` is, in multiples of the font's size"
     font = FontProperties(size=1, **font)
     with no_glyph_warnings():
         return max(text_to_path.get_text_width_height_descent(line, font, False)[0] for line in text.split('\n'))
 
+# %% ../nbs/07_show.ipynb #5738a712
 def cut(text, most):
     "`text`, each line cut to be at most `most` wide"
     if '\n' in text: return '\n'.join(cut(line, most) for line in text.split('\n'))
@@ -467,9 +479,10 @@ def cut(text, most):
 def title_width(ax):
     "How wide a title over `ax` may be, in points"
     cell = ax.get_subplotspec() if ax.figure.get_layout_engine() else None
-    pixels = .95*ax.figure.bbox.width/cell.get_gridspec().ncols if cell else 1.1*ax.get_window_extent().width
+    pixels = .93*ax.figure.bbox.width/cell.get_gridspec().ncols if cell else 1.1*ax.get_window_extent().width
     return 72/ax.figure.dpi*pixels
 
+# %% ../nbs/07_show.ipynb #14f12f0e
 def set_titles(axes, titles, least=7):
     "Set the titles, none in a font smaller than `least` points"
     width = title_width(axes[0])
@@ -495,12 +508,13 @@ def columns(self:MixedSamples):
     return ['text' if isinstance(self.samples[0][0][0], str) else 'input']*self.n_inp + ['label']
 
 @patch
-def row(self:MixedSamples, role, i):
+def cells_of(self:MixedSamples, role, i):
     "Sample `i` in one of its roles, a value for each column"
     samples = self.samples[role]
     if hasattr(samples, 'columns'): return tuple(samples.iloc[i])
     return *samples[i][:self.n_inp], label_of(samples[i][self.n_inp:])
 
+# %% ../nbs/07_show.ipynb #f830d970
 @patch
 def table(self:MixedSamples):
     "The text of all rows, with the role and its share before them"
@@ -508,10 +522,18 @@ def table(self:MixedSamples):
     most = max(18, 110//max(1, len(columns)-1))
     for i in range(self.n):
         for role, share in enumerate(share_texts(self.shares[i])):
-            rows.append([f'{self.roles[role]} {share}', *(cell_text(value, most) for value in self.row(role, i))])
+            rows.append([f'{self.roles[role]} {share}', *(cell_text(value, most) for value in self.cells_of(role, i))])
     return [['', *columns], *rows]
 
-# %% ../nbs/07_show.ipynb #f081fbf2
+# %% ../nbs/07_show.ipynb #20f2cf90
+def style_cell(cell, weight, pad):
+    "The looks of a cell; `pad` is what stays free beside its text, as a part of its width"
+    cell.set(edgecolor='.8', linewidth=.5)
+    cell.set_text_props(fontsize=8, weight=weight)
+    cell.PAD = pad
+    as_it_reads(cell.get_text())
+
+# %% ../nbs/07_show.ipynb #d66940b2
 @patch
 def show_table(self:MixedSamples, figsize=None, ax=None, **kwargs):
     "Show all roles of each sample as rows of a table"
@@ -520,13 +542,11 @@ def show_table(self:MixedSamples, figsize=None, ax=None, **kwargs):
     figsize = figsize or (.11*sum(widths), .22*(len(cells)+1))
     if ax is None: _, ax = plt.subplots(figsize=figsize, **{'layout': 'constrained', **kwargs})
     ax = np.ravel(ax)[0]
-    table = ax.table(rows, colLabels=heading, colWidths=[width/sum(widths) for width in widths], cellLoc='left', bbox=[0, 0, 1, 1])
+    shares = [width/sum(widths) for width in widths]
+    table = ax.table(rows, colLabels=heading, colWidths=shares, cellLoc='left', bbox=[0, 0, 1, 1])
     table.auto_set_font_size(False)
     for (row, column), cell in table.get_celld().items():
-        cell.set(edgecolor='.8', linewidth=.5)
-        cell.set_text_props(fontsize=8, weight='normal' if row else 'bold')
-        cell.PAD = .6/widths[column]
-        as_it_reads(cell.get_text())
+        style_cell(cell, 'normal' if row else 'bold', .6/widths[column])
         if row and not column: cell.set_facecolor(to_rgba(role_colour((row-1) % len(self.roles)), .25))
     as_it_reads(ax.set_title(self.where, fontsize=9))
     ax.set_axis_off()
@@ -540,6 +560,7 @@ def check_count(name, value):
     if not isinstance(value, Integral) or isinstance(value, bool): raise TypeError(wanted)
     if value < 1: raise ValueError(wanted)
 
+# %% ../nbs/07_show.ipynb #fbc68936
 def check_asked(sources, seed, lam, **counts):
     "Raise a `TypeError` or `ValueError` that names the argument and its range"
     if not isinstance(sources, (bool, np.bool_)): raise TypeError(f"`sources` must be True or False; got {sources!r}")
@@ -566,6 +587,7 @@ def room_for(ax, k):
     if rest or not n: raise ValueError(f"`ax` must hold {k} axes for each sample; got {n*k+rest}")
     return n
 
+# %% ../nbs/07_show.ipynb #84255b07
 def columns_for(n, k, nrows):
     "How many samples stand beside each other"
     if nrows: return math.ceil(n/nrows)
@@ -582,6 +604,19 @@ def grid_of_axes(n, k, aspect, nrows=None, ncols=None, figsize=None, ax=None, ro
     axes = axes.reshape(-1, k)
     for spare in axes[n:].flat: spare.set_axis_off()
     return axes[:n]
+
+# %% ../nbs/07_show.ipynb #0af417ca
+@patch
+def show(self:MixedSamples, sources=False, nrows=None, ncols=None, figsize=None, ax=None, **kwargs):
+    "Show all samples; those that are mixed inside the network beside their roles"
+    sources, n = bool(sources or self.drawn.place), self.n
+    k = len(self.pictures)*(len(self.roles)+1 if sources else 1)
+    if ax is not None: n = min(n, room_for(ax, k))
+    if nrows and ncols: n = min(n, nrows*ncols)
+    axes = grid_of_axes(n, k, self.pictures[0].aspect, nrows, ncols, figsize, ax, .3*sources, **kwargs)
+    for i, row in enumerate(axes): self.draw(row, i, sources)
+    set_titles(axes.ravel(), [title for i in range(n) for title in self.titles(i, sources)])
+    return axes[:, 0] if k == 1 else axes
 
 # %% ../nbs/07_show.ipynb #1476aaf9
 @patch
@@ -612,22 +647,11 @@ def show_mix(
 ) -> np.ndarray: # The axes, `(n,)`; `(n, k)` where a sample has several pictures
     "Show a mixed training batch. Raises a `ValueError` for a batch of one, a `TypeError` for what cannot be mixed"
     check_asked(sources, seed, lam, max_n=max_n, nrows=nrows, ncols=ncols)
-    n = max_n or (4 if sources else None) if ax is None else max_n or max(1, np.size(ax))
-    samples = next_samples(dls, mixer_from(mixer), n, seed, lam, learn)
+    if max_n is None and ax is not None: max_n = max(1, np.size(ax))
+    elif max_n is None and sources: max_n = 4
+    samples = next_samples(dls, mixer_from(mixer), max_n, seed, lam, learn)
     if not samples.pictures: return samples.show_table(figsize, ax, **kwargs)
     return samples.show(sources, nrows, ncols, figsize, ax, **kwargs)
-
-# %% ../nbs/07_show.ipynb #59934ef1
-@patch
-def show(self:MixedSamples, sources=False, nrows=None, ncols=None, figsize=None, ax=None, **kwargs):
-    "Show all samples; those that are mixed inside the network beside their roles"
-    sources = bool(sources or self.drawn.place)
-    k = len(self.pictures)*(len(self.roles)+1 if sources else 1)
-    room = [self.n, *([room_for(ax, k)] if ax is not None else []), *([nrows*ncols] if nrows and ncols else [])]
-    axes = grid_of_axes(min(room), k, self.pictures[0].aspect, nrows, ncols, figsize, ax, .3*sources, **kwargs)
-    for i, row in enumerate(axes): self.draw(row, i, sources)
-    set_titles(axes.ravel(), [title for i in range(len(axes)) for title in self.titles(i, sources)])
-    return axes[:, 0] if k == 1 else axes
 
 # %% ../nbs/07_show.ipynb #0f0b28ac
 @patch
@@ -658,8 +682,9 @@ def mixed_pair(dl, pair, name, mixer, lam, rng):
     samples.pictures = samples.pictures[:1]
     return samples
 
-def check_mixers(mixers, lams, ax):
-    "The mixers and shares to show. Raises for what is none, and where `ax` has not one axes for each"
+# %% ../nbs/07_show.ipynb #5a2a9d4b
+def check_mixers(mixers, lams):
+    "The mixers and shares to show. Raises a `TypeError` or `ValueError` for what is none"
     if not isinstance(mixers, dict) or not mixers:
         raise TypeError(f"`mixers` must be a dict of names and mixers, e.g. {{'MixUp': MixUp()}}; got {mixers!r}")
     if not np.iterable(lams): raise TypeError(f"`lams` must hold own shares, e.g. `(.2, .8)`; got {lams!r}")
@@ -667,12 +692,25 @@ def check_mixers(mixers, lams, ax):
     if not lams: raise ValueError("`lams` is empty: give at least one own share, from 0 to 1")
     for lam in lams: check_number('lams', lam, 0, 1)
     for name, mixer in mixers.items():
-        if mixer.pick(None, mix_rng(0)) is not mixer: raise ValueError(f"{name!r} draws one of several mixers: give each of them a row of its own")
-    if ax is not None and np.size(ax) != len(mixers)*len(lams):
-        raise ValueError(f"`ax` must hold {len(mixers)} rows of {len(lams)} axes")
+        if mixer.pick(None, mix_rng(0)) is mixer: continue
+        raise ValueError(f"{name!r} draws one of several mixers: give each of them a row of its own")
     return mixers, lams
 
-# %% ../nbs/07_show.ipynb #bcd78ffa
+# %% ../nbs/07_show.ipynb #ece43a5f
+def name_row(ax, name):
+    "Say beside `ax` which mixer's row begins here"
+    height = 72/ax.figure.dpi*ax.get_window_extent().height
+    text = cut(str(name), height/10)
+    as_it_reads(ax.text(-.05, .5, text, fontsize=10, rotation=90, ha='right', va='center', transform=ax.transAxes))
+
+def name_pair(figure, names):
+    "Say over the figure who is mixed with whom"
+    if not all(names): return
+    width = 72*figure.get_figwidth()/10
+    names = [cut(name, .4*width) for name in names[:2]]
+    as_it_reads(figure.suptitle('λ {} + (1-λ) {}'.format(*names), fontsize=10))
+
+# %% ../nbs/07_show.ipynb #fdd26dd4
 def show_mixers(
     dls, # `DataLoaders`; the pair is taken from the next training batch: its first sample, and the first one with another target
     mixers:dict, # Name and mixer of each row, e.g. `{'MixUp': MixUp(), 'CutMix': CutMix()}`
@@ -684,26 +722,19 @@ def show_mixers(
 ) -> np.ndarray: # The axes, `(len(mixers), len(lams))`
     "Show one pair of samples, mixed by several mixers with several shares. Raises a `ValueError` for a mixer that has no picture"
     check_seed(seed)
-    mixers, lams = check_mixers(mixers, lams, ax)
+    mixers, lams = check_mixers(mixers, lams)
+    if ax is not None and np.size(ax) != len(mixers)*len(lams):
+        raise ValueError(f"`ax` must hold {len(mixers)} rows of {len(lams)} axes")
     rng = mix_rng(seed)
     with untouched(train_loader(dls), seed):
         pair = first_pair(next_batch(dls))
         cells = [mixed_pair(dls.train, pair, name, mixer, lam, rng) for name, mixer in mixers.items() for lam in lams]
     axes = grid_of_axes(len(mixers), len(lams), cells[0].pictures[0].aspect, len(mixers), 1, figsize, ax, **kwargs)
-    for ax_, cell in zip(axes.flat, cells): cell.draw([ax_], 0, sources=False)
+    for cell, place in zip(cells, axes.flat): cell.draw([place], 0, sources=False)
     set_titles(axes.ravel(), [f'λ = {share_texts(cell.shares[0])[0]}' for cell in cells])
-    for name, row in zip(mixers, axes):
-        as_it_reads(row[0].text(-.05, .5, name, rotation=90, ha='right', va='center', transform=row[0].transAxes))
+    for name, (first, *_) in zip(mixers, axes): name_row(first, name)
     if ax is None: name_pair(axes[0, 0].figure, cells[0].names(0))
     return axes
-
-# %% ../nbs/07_show.ipynb #ece43a5f
-def name_pair(figure, names):
-    "Say over the figure who is mixed with whom"
-    if not all(names): return
-    width = 72*figure.get_figwidth()/10
-    names = [cut(name, .4*width) for name in names[:2]]
-    as_it_reads(figure.suptitle('λ {} + (1-λ) {}'.format(*names), fontsize=10))
 
 # %% ../nbs/07_show.ipynb #f83f6d79
 def lam_distribution(alpha, fold):
@@ -732,6 +763,7 @@ def lam_density(lam, alpha, fold):
     density = beta.pdf(lam, a, b)
     return np.where(lam < .5, np.nan, density + density[::-1]) if fold else density
 
+# %% ../nbs/07_show.ipynb #ca5011e7
 def lam_name(alpha, fold):
     "What a line is called: the mixer, its alpha, and whether λ is folded"
     if isinstance(alpha, type): alpha = alpha()
