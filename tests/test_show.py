@@ -277,6 +277,12 @@ def test_a_share_of_ones_choice(mixer):
         assert shown == {lam} if type(mixer) in (MixUp, ManifoldMixUp) else min(shown) >= lam - .02
 
 
+def test_partners_are_the_same_for_every_share():
+    for mixer in MixUp(seed=1), CutMix(seed=1), MixChoice(MixUp(), CutMix(), seed=2):
+        shown = [show_mix(loaders(images(size=(20, 30)), numbers), mixer, lam=lam, sources=True) for lam in (.3, .7)]
+        assert len({tuple(ax.get_title() for ax in axes[:, 1]) for axes in shown}) == 1
+
+
 def test_a_learner_shows_a_share_of_ones_choice():
     assert all(ax.get_title().startswith('0.60 ') for ax in learner(MixUp(seed=1)).show_mix(lam=.6))
     for lam, error in (1.5, ValueError), (-.1, ValueError), ('a', TypeError), (True, TypeError):
