@@ -249,7 +249,10 @@ class Picture:
 @patch
 def find_pictures(self:MixedSamples):
     "Find the input that can be seen, the targets that are images, and the one that is a mask"
-    def picture(part): return Picture([[part(s) for s in role] for role in self.samples], [part(s) for s in self.mixed])
+    def picture(part):
+        *roles, mixed = [[part(sample) for sample in role] for role in (*self.samples, self.mixed)]
+        return Picture(roles, mixed)
+
     x = visible(self.mixed[0][:self.n_inp])
     if x is None: return
     self.pictures, d = [picture(lambda s: visible(s[:self.n_inp]))], x.ndim-1
@@ -302,8 +305,8 @@ def draw_lines(ax, t, scale, colour):
     many = plt.get_cmap('viridis')(np.linspace(0, .85, len(lines)))
     ax.set_prop_cycle(color=[colour] if len(lines) == 1 else many)
     ax.plot(lines.T, lw=1)
-    margin = .05*(high-low)
-    ax.set(xticks=[], yticks=[], xlim=(-.5, t.shape[-1]-.5), ylim=(low-margin, high+margin or 1))
+    margin = .05*(high-low) or 1
+    ax.set(xticks=[], yticks=[], xlim=(-.5, t.shape[-1]-.5), ylim=(low-margin, high+margin))
 
 # %% ../nbs/07_show.ipynb #df19efa3
 def draw_image(ax, t, scale, k=None):

@@ -598,6 +598,12 @@ def test_vectors_are_lines():
     with pytest.raises(ValueError, match='Use MixUp'): show_mix(loaders(x, numbers), CutMix())
 
 
+def test_flat_signals_are_drawn_without_a_word():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        show_mix(loaders(torch.full((8, 1, 20), 3.), numbers), MixUp())[0].figure.canvas.draw()
+
+
 def test_volumes_are_cut_in_the_middle():
     x = images(c=1, size=(7, 5, 6))
     axes = show_mix(loaders(x, numbers), MixUp(seed=4))
