@@ -1,8 +1,12 @@
 """The pictures show what is trained on, and leave no trace."""
 import copy
 import random
+import re
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
+import fastai
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -25,7 +29,7 @@ from fastai.text.core import BaseTokenizer
 from fastai.text.data import TextBlock
 from fastai.text.learner import text_classifier_learner
 from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_clas_config
-from fastai.torch_core import get_random_states
+from fastai.torch_core import TensorImage, get_random_states
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import PILImageBW, TensorBBox, TensorPoint
 from fastai.vision.data import ImageBlock, MaskBlock
@@ -34,7 +38,7 @@ from helpers import loaders as two_loaders
 from scipy.stats import beta
 from torch import nn
 
-from fastmix.all import Batch, Blend, CutMix, ManifoldMixUp, MixChoice, Mixer, MixUp, Paste, draw_lam, mix_rng
+from fastmix.all import Batch, Blend, CutMix, ManifoldMixUp, Mask, MixChoice, Mixer, MixUp, Paste, draw_lam, mix_rng
 from fastmix.show import hardly_mixed, label_of, mix_title, plot_lam, show_mix, show_mixers, untouched
 
 
@@ -150,7 +154,243 @@ def test_blends_have_no_border():
     assert not any(ax.patches for ax in axes.flat)
 
 
+def grey_digits(batch_tfms=()):
+    "Grey photographs, which are not as dark and as bright as can be"
+    photos = (images(12, c=1, size=(9, 9))[:, 0]*128 + 60).byte().numpy()
+    block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_x=lambda i: photos[i], get_y=lambda i: 'ab'[i % 2],
+                      splitter=IndexSplitter(range(4)), batch_tfms=[*batch_tfms])
+    return block.dataloaders(range(12), bs=8, num_workers=0, shuffle=False)
+
+
+@pytest.mark.parametrize('batch_tfms', [[], [Normalize.from_stats([.5], [.25])], [Normalize()]], ids=['as they are', 'normalised', 'by the batch'])
+def test_grey_images_are_drawn_as_fastai_draws_them(batch_tfms):
+    dls = grey_digits(batch_tfms)
+    with untouched(dls.train): dls.show_batch(max_n=4)
+    theirs = [ax.images[0] for ax in plt.gcf().axes[:4]]
+    for ours in show_mix(dls, MixUp(), lam=1, max_n=4), [row[0] for row in show_mix(dls, CutMix(), sources=True)]:
+        for ax, image in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(pixels(ax), image.get_array(), atol=1)
+            assert ax.images[0].get_cmap().name == image.get_cmap().name == 'Greys'
+            assert ax.images[0].get_clim() == (0, 255), 'the scale is not one for all'
+
+
+class Heat(TensorImage):
+    _show_args = dict(cmap='hot', interpolation='bilinear')
+
+
+class Framed(TensorImage):
+    def show(self, ctx=None, **kwargs):
+        super().show(ctx=ctx, **kwargs)
+        ctx.axhline(1)
+
+
+def test_a_type_has_its_own_way_of_drawing():
+    x = images(c=1)
+    ax = show_mix(loaders([Heat(image) for image in x], numbers), CutMix(seed=1))[0]
+    assert (ax.images[0].get_cmap().name, ax.images[0].get_interpolation()) == ('hot', 'bilinear')
+    np.testing.assert_allclose(pixels(ax), drawn_mix(CutMix(seed=1), x)(x)[0, 0], atol=1e-6)
+    for ax in show_mix(loaders([Framed(image) for image in x], numbers), MixUp(), sources=True).flat: assert len(ax.lines) == 1
+
+
+# Several partners, several mixes, another source
+
+def three(batch, lam, rng):
+    return Blend(rng.dirichlet([2, 2, 2], len(lam)).T, [np.roll(np.arange(batch.n), -shift) for shift in (1, 3)])
+
+
+class Three(Mixer):
+    def draw(self, batch, lam, rng): return three(batch, lam, rng)
+
+
+@pytest.mark.parametrize('per', ['sample', 'batch'])
+def test_all_partners_are_named_and_shown(per):
+    x, mixer = images(), Three(per=per, seed=1)
+    mix, axes = drawn_mix(mixer, x), show_mix(loaders(x, numbers), mixer, sources=True)
+    assert axes.shape == (4, 4)
+    for i, row in enumerate(axes):
+        samples, shares = [i, (i+1) % 8, (i+3) % 8], mix.shares.expand(3, 8)[:, i].tolist()
+        for ax, image in zip(row, (*x[samples], mix(x)[i]), strict=True): np.testing.assert_allclose(pixels(ax), as_shown(image), atol=1e-6)
+        titles = [ax.get_title().replace('\n', ' ') for ax in row]
+        assert titles[:3] == [f'own: {samples[0]}', f'partner 1: {samples[1]}', f'partner 2: {samples[2]}']
+        assert titles[3] == ' + '.join(f'{share:.2f} {k}' for share, k in zip(shares, samples))
+        np.testing.assert_allclose(bar(row[3]), shares, atol=1e-6)
+        assert len({patch.get_facecolor() for patch in row[3].child_axes[0].patches}) == 3
+    assert axes[0, 3].get_title().replace('\n', ' ') == show_mix(loaders(x, numbers), mixer)[0].get_title().replace('\n', ' ')
+    assert show_mixers(loaders(x, numbers), {'three': mixer}).shape == (1, 5)
+
+
+def test_the_title_of_numbers_sums_over_all_partners():
+    x, y = images(), torch.rand(8)
+    title = show_mix(loaders(x, y), Three(seed=1), max_n=1)[0].get_title().replace('\n', ' ')
+    found = [float(word) for word in title.split() if word[0].isdigit()]
+    assert title.count('×') == 3 and abs(sum(a*b for a, b in zip(found[:6:2], found[1:6:2])) - found[6]) < .02
+
+
+def test_masks_of_several_partners_are_averaged():
+    x, y = scenes()
+    own, *others, mixed = show_mix(loaders(x, y), Three(seed=1), sources=True)[1]
+    shares = drawn_mix(Three(seed=1), x).shares[:, 0].tolist()
+    expected = sum(share*pixels(ax, 1) for share, ax in zip(shares, (own, *others)))
+    np.testing.assert_allclose(pixels(mixed, 1), expected, atol=1e-5)
+
+
+def test_a_table_lists_all_partners():
+    class Inside(ManifoldMixUp):
+        def draw(self, batch, lam, rng): return three(batch, lam, rng)
+    people = pd.DataFrame(dict(job=['baker', 'nurse', 'pilot', 'clerk']*6, age=np.arange(24.), fine=['yes', 'no']*12))
+    dls = TabularDataLoaders.from_df(people, procs=[Categorify, NormalizeColumns], cat_names=['job'], cont_names=['age'], y_names='fine', y_block=CategoryBlock(), bs=16, valid_idx=range(8))
+    ax, = tabular_learner(dls, layers=[4], cbs=Inside(seed=1)).show_mix(max_n=2)
+    rows = cells(ax)[1:]
+    assert [row[0].rsplit(' ', 1)[0] for row in rows] == ['own', 'partner 1', 'partner 2']*2
+    assert all(abs(sum(float(row[0].split()[-1]) for row in rows[i:i+3]) - 1) < .02 for i in (0, 3))
+    assert rows[1][1:] == rows[3][1:], 'the first partner of the first sample is the second one'
+    colours = [ax.tables[0][r, 0].get_facecolor() for r in range(1, 7)]
+    assert colours[:3] == colours[3:] and len(set(colours)) == 3
+
+
+def test_of_several_mixes_the_first_real_one_is_shown():
+    x = images()
+    axes, mix = show_mix(loaders(x, numbers), CutMix(seed=1, beside=True)), drawn_mix(CutMix(seed=1), x)
+    for ax, image in zip(axes, mix(x)): np.testing.assert_allclose(pixels(ax), as_shown(image), atol=1e-6)
+    assert axes[0].get_title().replace('\n', ' ') == mix_title(mix.lam, '0', str(mix.partner[0].item()))
+
+
+def test_partners_are_shown_from_their_source():
+    x, names = images(), numbers + 10
+    class Other(Mixer):
+        def draw(self, batch, lam, rng):
+            batch.source = Batch((1-batch.x,), (names,))
+            return Blend(lam, [3]*8)
+    for i, (own, partner, mixed) in enumerate(show_mix(loaders(x, numbers), Other(seed=1), lam=.25, sources=True)):
+        np.testing.assert_allclose(pixels(partner), as_shown(1-x[3]), atol=1e-6)
+        np.testing.assert_allclose(pixels(mixed), as_shown(.25*x[i] + .75*(1-x[3])), atol=1e-6)
+        assert partner.get_title() == 'partner: 13' and mixed.get_title().replace('\n', ' ') == f'0.25 {i} + 0.75 13'
+
+
+# A share of one's choice
+
+@pytest.mark.parametrize('mixer', [MixUp(seed=1), CutMix(seed=1), MixChoice(MixUp(), CutMix(), seed=1), ManifoldMixUp(['1'], seed=1)], ids=lambda mixer: type(mixer).__name__)
+def test_a_share_of_ones_choice(mixer):
+    dls = loaders(images(size=(20, 30)), numbers)
+    for lam in 0, .4, 1:
+        shown = {float(ax.get_title().replace('\n', ' ').split()[0]) for ax in show_mix(dls, mixer, lam=lam, sources=True)[:, -1]}
+        assert shown == {lam} if type(mixer) in (MixUp, ManifoldMixUp) else min(shown) >= lam - .02
+
+
+def test_partners_are_the_same_for_every_share():
+    for mixer in MixUp(seed=1), CutMix(seed=1), MixChoice(MixUp(), CutMix(), seed=2):
+        shown = [show_mix(loaders(images(size=(20, 30)), numbers), mixer, lam=lam, sources=True) for lam in (.3, .7)]
+        assert len({tuple(ax.get_title() for ax in axes[:, 1]) for axes in shown}) == 1
+
+
+def test_a_learner_shows_a_share_of_ones_choice():
+    assert all(ax.get_title().startswith('0.60 ') for ax in learner(MixUp(seed=1)).show_mix(lam=.6))
+    for lam, error in (1.5, ValueError), (-.1, ValueError), ('a', TypeError), (True, TypeError):
+        with pytest.raises(error, match=re.escape(f'`lam` must be a number from 0 to 1; got {lam!r}')): learner(MixUp()).show_mix(lam=lam)
+
+
+@pytest.mark.parametrize('lam, title', [(.997, '0.997 a + 0.003 b'), (.9996, '0.9996 a + 0.0004 b'), (.9951, '0.995 a + 0.005 b'), (.004, '0.004 a + 0.996 b'), (1, '1.00 a + 0.00 b'),
+                                        (0., '0.00 a + 1.00 b'), (.994, '0.99 a + 0.01 b'), (.6, '0.60 a + 0.40 b'), (1-1e-9, '1.00 a + 0.00 b')])
+def test_a_title_never_says_that_nothing_is_mixed_where_something_is(lam, title):
+    assert mix_title(lam, 'a', 'b') == mix_title(torch.tensor([lam]), 'a', 'b') == title
+
+
+def test_titles_of_several():
+    shares = .5, .3, .2
+    for lam in shares, [*shares], np.array(shares), torch.tensor(shares), shares[:2]: assert mix_title(lam, 'a', 'b', 'c') == '0.50 a + 0.30 b + 0.20 c'
+    assert mix_title([.5, .498, .002], 'a', 'b', 'c') == '0.500 a + 0.498 b + 0.002 c'
+    for lam in .5, [.5]*4:
+        with pytest.raises(ValueError, match='a share for each of 3 names'): mix_title(lam, 'a', 'b', 'c')
+
+
+# What comes next
+
+def test_show_batch_is_the_mixed_batch_where_there_is_a_mixer():
+    learn = learner(CutMix(seed=1))
+    for kwargs in dict(), dict(max_n=2, sources=True):
+        for a, b in zip(learn.show_batch(**kwargs).flat, learn.show_mix(**kwargs).flat, strict=True):
+            np.testing.assert_array_equal(pixels(a), pixels(b))
+            assert a.get_title() == b.get_title()
+
+
+def test_show_batch_is_the_loaders_own_where_there_is_none():
+    learn = Learner(grey_digits(), deep(), loss_func=nn.CrossEntropyLoss())
+    def shown(show, **kwargs):
+        with untouched(learn.dls.train): assert show(**kwargs) is None
+        return [(ax.get_title(), pixels(ax).tolist()) for ax in plt.gcf().axes if ax.images]
+    for kwargs in dict(), dict(max_n=3), dict(nrows=1, max_n=2): assert shown(learn.show_batch, **kwargs) == shown(learn.dls.show_batch, **kwargs)
+    learn.dls.show_batch = lambda **kwargs: kwargs
+    assert learn.show_batch() == {} and learn.show_batch(max_n=3, nrows=1) == dict(max_n=3, nrows=1)
+
+
+def test_fastai_has_no_show_batch_that_is_replaced():
+    sources = [path.read_text() for path in Path(fastai.__file__).parent.rglob('*.py')]
+    assert not any(re.search(r'def show_batch\(\s*self\s*:\s*Learner', text) for text in sources)
+    assert 'def show_batch' not in (Path(fastai.__file__).parent/'learner.py').read_text()
+
+
+@pytest.mark.parametrize('show', ['show_mix', 'show_batch'])
+def test_a_mixer_of_fastai_is_named(show):
+    learn = Learner(loaders(images(), numbers % 3), deep(), loss_func=nn.CrossEntropyLoss(), cbs=FastaiMixUp())
+    with pytest.raises(TypeError, match=r'the MixUp of this learner is fastai\.callback\.mixup\.MixUp.*import fastmix last'): getattr(learn, show)()
+    assert learn.show_mix(mixer=MixUp()).shape == (8,)
+
+
 # Labels
+
+def drawn_without_a_word(axes):
+    "Draw the figure of `axes`: nothing is warned of"
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        axes[0].figure.canvas.draw()
+
+
+class Named(DataLoader):
+    "A loader that decodes class numbers to names"
+    def decode_batch(self, batch, max_n):
+        return [(x, self.names[y]) for x, y in zip(batch[0][:max_n], batch[1][:max_n].tolist())]
+
+
+def named(*names, n=8):
+    dls = DataLoaders(*[Named([(image, torch.tensor(i % len(names))) for i, image in enumerate(images(n))], bs=n)]*2)
+    dls.train.names = names
+    return dls
+
+
+@pytest.mark.parametrize('names', [['W'*40, 'soft_coated_wheaten_terrier_of_the_hills'], ['金色の猟犬'*8, '猫'], ['$a$', '$\\frac{'], ['a very long name, '*20, 'j']], ids=['letters', 'Chinese', 'dollars', 'very long'])
+@pytest.mark.parametrize('sources', [False, True])
+def test_no_name_makes_the_title_small_or_wide_or_noisy(names, sources):
+    dls, mixer = named(*names), MixUp(seed=3)
+    for axes in show_mix(dls, mixer, sources=sources), show_mix(dls, mixer, sources=sources, max_n=2, figsize=(5, 2)):
+        drawn_without_a_word(axes.ravel())
+        titles = [ax.title for ax in axes.flat]
+        assert len({text.get_fontsize() for text in titles}) == 1 and titles[0].get_fontsize() >= 7
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            boxes = [text.get_window_extent() for text in titles]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+        assert not any(text.get_parse_math() for text in titles)
+        assert all(re.match(r'0\.\d\d', text.get_text()) for text in (titles[2::3] if sources else titles))
+    axes = show_mixers(dls, {names[0]: mixer}, lams=(.3, .6))
+    drawn_without_a_word(axes.ravel())
+    assert axes[0, 0].figure.get_suptitle().count('λ') == 2
+
+
+def test_a_short_name_in_any_script_stays():
+    assert show_mix(named('猫', '犬'), MixUp(seed=1), max_n=1)[0].get_title().replace('\n', ' ') == mix_title(drawn_mix(MixUp(seed=1), images()).lam[0], '猫', '犬')
+
+
+def test_a_warning_of_something_else_is_still_heard():
+    ax = show_mix(named('猫', '犬'), MixUp(seed=1), max_n=1)[0]
+    ax.set_xlabel('犬')
+    ax.set_axis_on()
+    with pytest.warns(UserWarning, match='missing from'): ax.figure.canvas.draw()
+
+
+def test_names_in_a_table():
+    dls = reviews(['猫 $a$ film', '犬']*8, ['$x$', '猫']*8)
+    drawn_without_a_word(show_mix(dls, MixUp()))
+
 
 def test_titles_fit_over_their_pictures():
     names = ['staffordshire_bull_terrier', 'wheaten_terrier']
@@ -178,7 +418,7 @@ def test_the_title_of_numbers_says_what_comes_of_them(y):
     for i, (ax, mixed) in enumerate(zip(axes, mix(y))):
         name = [label_of([t]) for t in (y[i], y[mix.partner[i]], mixed)]
         lam = mix.lam[i].item()
-        assert ax.get_title().replace('\n', ' ') == f'{lam:.2f} × {name[0]} + {1-lam:.2f} × {name[1]} = {name[2]}'
+        assert ax.get_title().replace('\n', ' ') == f"{mix_title(lam, f'× {name[0]}', f'× {name[1]}')} = {name[2]}"
 
 
 def test_several_labels():
@@ -200,7 +440,7 @@ def test_a_loader_s_own_names_and_colours():
         found = next(i for i in range(12) if np.abs(pixels(own) - photos[i]/255).max() < .01)
         assert own.get_title().replace('\n', ' ') == f"own: {'ab'[found % 2]}"
     titles = [ax.get_title().replace('\n', ' ') for ax in show_mix(block(MultiCategoryBlock, lambda i: ['x', 'yz'[i % 2]]), MixUp())]
-    assert all(part[5:] in ('x;y', 'x;z') for title in titles for part in title.split(' + '))
+    assert all(part.split(maxsplit=1)[1] in ('x;y', 'x;z') for title in titles for part in title.split(' + '))
     titles = [ax.get_title().replace('\n', ' ') for ax in show_mix(block(RegressionBlock, lambda i: float(i)), MixUp())]
     for title in titles:
         a, x, b, y, total = (float(word) for word in title.split() if word[0].isdigit())
@@ -247,6 +487,51 @@ def test_mixup_shows_the_colours_of_both_masks():
         lam = mix.lam[i].item()
         np.testing.assert_allclose(pixels(mixed, 1), lam*pixels(own, 1) + (1-lam)*pixels(partner, 1), atol=1e-6)
     assert mixed.get_title().replace('\n', ' ') == mix_title(lam, '', '')
+
+
+def test_a_label_that_counts_otherwise_has_other_colours():
+    "The picture of masks shows the loss: there labels may count otherwise than samples are seen"
+    class Own(Mixer):
+        def draw(self, batch, lam, rng): return Blend(lam, np.roll(np.arange(batch.n), 1), weights=.9)
+    x, y = scenes()
+    own, partner, mixed = show_mix(loaders(x, y), Own(), lam=.5, sources=True)[0]
+    np.testing.assert_allclose(pixels(mixed, 1), .9*pixels(own, 1) + .1*pixels(partner, 1), atol=1e-5)
+    assert mixed.get_title() == '0.50 + 0.50'
+
+
+@pytest.mark.parametrize('per', ['batch', 'sample'])
+@pytest.mark.parametrize('grid', [(10, 12), (5, 6), (20, 24)], ids=str)
+def test_a_mask_with_floating_weights_has_the_colours_of_each_place(per, grid):
+    x, n = images(size=(10, 12)), 8 if per == 'sample' else 1
+    weights = torch.rand(n, 10, 12, generator=torch.Generator().manual_seed(1))
+    class Soft(Mixer):
+        places = 2,
+        def draw(self, batch, lam, rng): return Mask(weights, np.roll(np.arange(batch.n), 1))
+    y = torch.randint(0, 4, (8, *grid), generator=torch.Generator().manual_seed(0))
+    mix = Soft().draw(Batch((x,)), None, None)
+    for i, row in enumerate(show_mix(loaders(x, y), Soft(), sources=True)):
+        own, partner, mixed = (pixels(ax, 1) for ax in row)
+        share = F.interpolate(mix.own_at(grid)[i if n > 1 else 0][None, None], (10, 12))[0, 0, ..., None].numpy()
+        np.testing.assert_allclose(mixed, share*own + (1-share)*partner, atol=1e-5)
+        np.testing.assert_allclose(pixels(row[2]), as_shown(mix(x)[i]), atol=1e-6)
+        assert not any(ax.patches for ax in row), 'only what was pasted has a border'
+
+
+def test_a_mask_that_chooses_has_one_colour_in_every_pixel_and_no_border():
+    x, y = scenes()
+    class Checkers(Mixer):
+        places = 2,
+        def draw(self, batch, lam, rng): return Mask(torch.arange(120).view(1, 10, 12) % 2 == 0, np.roll(np.arange(batch.n), 1))
+    own, partner, mixed = show_mix(loaders(x, y), Checkers(), sources=True)[0]
+    chosen = (np.arange(120).reshape(10, 12, 1) % 2 == 0)
+    np.testing.assert_array_equal(pixels(mixed, 1), np.where(chosen, pixels(own, 1), pixels(partner, 1)))
+    assert not mixed.patches and not partner.patches
+
+
+@pytest.mark.parametrize('word', ['keep', 'weigh'])
+def test_numbers_that_are_not_averaged_have_no_sum(word):
+    title = show_mix(loaders(images(), torch.rand(8)), MixUp(targets=word), max_n=1)[0].get_title()
+    assert '=' not in title and '×' not in title
 
 
 def test_a_mask_and_a_class():
@@ -313,6 +598,12 @@ def test_vectors_are_lines():
     with pytest.raises(ValueError, match='Use MixUp'): show_mix(loaders(x, numbers), CutMix())
 
 
+def test_flat_signals_are_drawn_without_a_word():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        show_mix(loaders(torch.full((8, 1, 20), 3.), numbers), MixUp())[0].figure.canvas.draw()
+
+
 def test_volumes_are_cut_in_the_middle():
     x = images(c=1, size=(7, 5, 6))
     axes = show_mix(loaders(x, numbers), MixUp(seed=4))
@@ -346,6 +637,12 @@ def test_of_several_inputs_the_first_image_is_shown():
         dls.n_inp = len(inputs)
         axes = show_mix(dls, MixUp(seed=1))
         np.testing.assert_allclose(pixels(axes[0]), as_shown(drawn_mix(MixUp(seed=1), x)(x)[0]), atol=1e-6)
+
+
+def test_a_signal_beside_an_image_has_no_region():
+    "The mix is one of images, and the signal, which is shown, is blended"
+    axes = show_mix(loaders(images(c=2, size=(30,)), images(), numbers, n_inp=2), CutMix(seed=3), sources=True)
+    assert axes[0, 0].lines and not any(ax.patches for ax in axes.flat)
 
 
 def test_the_region_grows_with_the_picture():
@@ -382,7 +679,7 @@ def test_inside_the_network_own_and_partner_are_shown_and_the_layer_is_named():
         np.testing.assert_allclose(pixels(own), as_shown(x[i]), atol=1e-6)
         np.testing.assert_allclose(pixels(partner), as_shown(x[mix.partner[i]]), atol=1e-6)
         assert not mixed.images and mixed.texts[0].get_text().split() == "mixed at the input of '3'".split()
-        np.testing.assert_allclose(bar(mixed), [mix.lam, 1-mix.lam], atol=1e-6)
+        np.testing.assert_allclose(bar(mixed), [lam := mix.lam.item(), 1-lam], atol=1e-6)
     assert 'inside the network' in show_mix(loaders(x, numbers), mixer)[0, 2].texts[0].get_text().replace('\n', ' ')
 
 
@@ -433,7 +730,7 @@ def test_shares_and_rows_are_those_of_the_fit():
     rows = cells(learn.show_mix(max_n=16)[0])[1:]
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     mix = learn.mix_up.mix
-    assert [row[0] for row in rows[::2]] == [f'own {lam:.2f}' for lam in mix.lam]
+    assert [row[0] for row in rows[::2]] == ['own ' + mix_title(lam, '', '').split()[0] for lam in mix.lam.tolist()]
     assert [row[1:] for row in rows[1::2]] == [rows[2*j][1:] for j in mix.partner]
 
 
@@ -633,10 +930,19 @@ def test_errors():
     with pytest.raises(ValueError, match='larger batch size'): show_mix(loaders(images(1), numbers[:1], bs=1), MixUp())
     with pytest.raises(TypeError, match='take `learn.dls`'): show_mix(learner(), MixUp())
     with pytest.raises(TypeError, match='`dls` must be `DataLoaders`; got list'): show_mix([1], MixUp())
-    with pytest.raises(TypeError, match='fastai.callback.mixup.MixUp.*import fastmix after'): show_mix(dls, FastaiMixUp())
+    with pytest.raises(TypeError, match='fastai.callback.mixup.MixUp.*import fastmix last'): show_mix(dls, FastaiMixUp())
     with pytest.raises(TypeError, match='got builtins.NoneType'): show_mix(dls, None)
-    for max_n in 0, -1:
-        with pytest.raises(ValueError, match=f'`max_n` must be 1 or more; got {max_n}'): show_mix(dls, MixUp(), max_n=max_n)
+    for name, wrong in dict(max_n=(0, -1), nrows=(0, -2), ncols=(-1,)).items():
+        for value in wrong:
+            with pytest.raises(ValueError, match=f'`{name}` must be a whole number, 1 or more; got {value}'): show_mix(dls, MixUp(), **{name: value})
+        for value in 2.5, 'a', True, [3]:
+            with pytest.raises(TypeError, match=re.escape(f'`{name}` must be a whole number, 1 or more; got {value!r}')): show_mix(dls, MixUp(), **{name: value})
+    for value in 'yes', 1, None:
+        with pytest.raises(TypeError, match=f'`sources` must be True or False; got {value!r}'): show_mix(dls, MixUp(), sources=value)
+    for show in lambda **kwargs: show_mix(dls, MixUp(), **kwargs), lambda **kwargs: show_mixers(dls, {'a': MixUp()}, **kwargs):
+        with pytest.raises(TypeError, match="`seed` must be a whole number or None; got 'a'"): show(seed='a')
+        with pytest.raises(ValueError, match='`seed` must not be negative; got -1'): show(seed=-1)
+    assert len(show_mix(dls, MixUp(), max_n=np.int64(2), sources=np.True_)) == 2
     with pytest.raises(TypeError, match='no input with a batch dimension'): show_mix(DataLoaders(*[SimpleNamespace(one_batch=lambda: ('text', numbers))]*2), MixUp())
     with pytest.raises(TypeError, match='torch.int64'): show_mix(loaders(numbers[:, None], numbers), CutMix())
 
@@ -658,6 +964,15 @@ def test_one_pair_a_row_for_each_mixer_and_a_column_for_each_share():
         np.testing.assert_array_equal(pixels(pasted), pixels(each)) # the same place, in every column and row
         kept = (np.abs(pixels(pasted) - as_shown(x[0])) < 1e-6).all(-1).mean()
         assert pasted.get_title() == f'λ = {mix.lam.item():.2f}' == f'λ = {kept:.2f}'
+
+
+def test_the_first_sample_of_the_pair_is_own():
+    x, y = images(), torch.tensor([2, 2, 1, 1, 1, 1, 1, 1])
+    for mixer in MixUp(), CutMix(), CutMix(per='sample'), MixUp(beside=True):
+        partner, own = show_mixers(loaders(x, y), {'': mixer}, lams=(0, 1), seed=2)[0]
+        np.testing.assert_allclose(pixels(own), as_shown(x[0]), atol=1e-6)
+        if type(mixer) is MixUp: np.testing.assert_allclose(pixels(partner), as_shown(x[2]), atol=1e-6)
+        assert own.figure.get_suptitle() == 'λ 2 + (1-λ) 1'
 
 
 def test_a_mixer_of_one_s_own():
@@ -690,6 +1005,7 @@ def test_errors_of_mixers():
     with pytest.raises(TypeError, match="one of fastmix's"): show_mixers(dls, {'theirs': FastaiMixUp()})
     with pytest.raises(ValueError, match='`lams` must be a number from 0 to 1; got 1.5'): show_mixers(dls, {'a': MixUp()}, lams=(.5, 1.5))
     with pytest.raises(TypeError, match='`lams` must be a number'): show_mixers(dls, {'a': MixUp()}, lams='ab')
+    with pytest.raises(TypeError, match='`lams` must hold own shares.*got 0.5'): show_mixers(dls, {'a': MixUp()}, lams=.5)
     with pytest.raises(ValueError, match='`lams` is empty'): show_mixers(dls, {'a': MixUp()}, lams=())
     with pytest.raises(ValueError, match='larger batch size'): show_mixers(loaders(images(1), numbers[:1], bs=1), {'a': MixUp()})
     with pytest.raises(TypeError, match='category codes'): show_mixers(loaders(numbers[:, None], numbers), {'a': CutMix()})
@@ -772,7 +1088,7 @@ def test_real_pets(data):
     files = get_image_files(folder/'images').sorted()[:64]
     block = DataBlock((ImageBlock, CategoryBlock), get_y=lambda o: o.stem.rsplit('_', 1)[0], splitter=RandomSplitter(seed=0), item_tfms=Resize(96))
     dls = block.dataloaders(files, bs=8, num_workers=0)
-    assert all(part[5:] in dls.vocab for ax in show_mix(dls, MixUp()) for part in ax.get_title().replace('\n', ' ').split(' + '))
+    assert all(part.split(maxsplit=1)[1] in dls.vocab for ax in show_mix(dls, MixUp()) for part in ax.get_title().replace('\n', ' ').split(' + '))
     grey = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_y=lambda o: o.stem.rsplit('_', 1)[0], splitter=RandomSplitter(seed=0), item_tfms=Resize(96))
     assert pixels(show_mix(grey.dataloaders(files, bs=8, num_workers=0), CutMix())[0]).shape == (96, 96)
 
