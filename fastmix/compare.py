@@ -57,7 +57,7 @@ from . import __version__
 from .batch import tensors
 from .mix import is_floating
 from .mixer import Mixer, arguments
-from .show import _generators # and with `show`, Learner has its show_mix
+from .show import loader_generators # And with `show`, Learner has its show_mix
 
 # %% ../nbs/09_compare.ipynb #3c60525f
 def arm_learner(
@@ -76,7 +76,7 @@ def arm_learner(
         if isinstance(cb, Mixer): cb.rng = None # one that has trained before begins anew
     for dl in learn.dls.loaders:
         dl.rng = random.Random(seed)
-        for generator in _generators(dl): generator.manual_seed(seed)
+        for generator in loader_generators(dl): generator.manual_seed(seed)
         if vars(dl).get('_iterator') is not None: dl._iterator = None # the workers that torch keeps, with their random state
     set_seed(seed)
     return learn

@@ -45,8 +45,6 @@ def loader_generators(dl):
     found = [getattr(part, 'generator', None) for part in parts]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
-_generators = loader_generators
-
 # %% ../nbs/07_show.ipynb #ae0f327a
 def reseed(dl, seed):
     "Let everything random start from `seed`"
