@@ -7,6 +7,7 @@ it can be chosen: Beta(.4, .4) for MixUp, Beta(1, 1) for CutMix.
 import importlib.util
 import os
 import re
+from itertools import product
 from types import SimpleNamespace
 
 import torch
@@ -54,8 +55,16 @@ def callback_step(mixer, x, y):
     return run
 
 
+def of_inputs(x, y):
+    "The methods that mix the input itself, for data like `x`"
+    for cls in ours.all_mixers.values():
+        if cls is ours.MixChoice: continue
+        mixer, batch = cls(seed=0), ours.Batch((x,), (y,))
+        if mixer.place(batch, mix_rng(0)) is None and (not mixer.places or len(batch.size) in mixer.places): yield cls.__name__
+
+
 def fastmix(x, y):
-    for method, per in ('MixUp', 'batch'), ('MixUp', 'sample'), ('CutMix', 'batch'), ('CutMix', 'sample'):
+    for method, per in product(of_inputs(x, y), ('batch', 'sample')):
         mixer, rng = getattr(ours, method)(per=per, seed=0), mix_rng(0)
         yield way('fastmix', f"{method}(per='{per}')", method, per, lambda mixer=mixer, rng=rng: mixer.draw_mix(ours.Batch((x,)), rng)(x))
         yield way('fastmix', f"{method}(per='{per}')", method, per, callback_step(mixer, x, y), kind='callback')
