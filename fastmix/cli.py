@@ -74,8 +74,8 @@ def mixer_named(
     try: return known[name](*([float(alpha)] if colon else []))
     except ValueError as e: raise InputError(f'--mixes: {mix}: {e}') from e
 
-# %% ../nbs/10_cli.ipynb #d4ec6216
-digit_defaults = dict(mixes='none,mixup:1,cutmix,choice:1', arch='small', epochs=20, size=8, bs=64, lr=0.01, seeds=3,
+# %% ../nbs/10_cli.ipynb #747f95b2
+digit_defaults = dict(mixes='none,mixup:1,cutmix,choice:1', arch='small', epochs=20, size=8, bs=32, lr=0.01, seeds=3,
                       labels_per_class=40, wrong_labels=0.4)
 photo_defaults = dict(mixes='none,mixup,cutmix,choice', arch='resnet18', epochs=10, size=128, bs=64, lr=0.001, seeds=1,
                       labels_per_class=0, wrong_labels=0.)
@@ -190,14 +190,14 @@ def train(learn, epochs, lr, pretrained, **_):
     if pretrained: learn.fine_tune(epochs, lr)
     else: learn.fit_one_cycle(epochs, lr)
 
-# %% ../nbs/10_cli.ipynb #6defed7b
+# %% ../nbs/10_cli.ipynb #b68b857a
 def run(
     data: str = 'digits', # images to train on: digits, pets (downloads the Oxford-IIIT Pets), or a folder of images
     mixes: str = None, # what to compare, with commas: none, mixup, mixup:1 (with an alpha), cutmix, … (default: none,mixup:1,cutmix,choice:1 for digits, else none,mixup,cutmix,choice)
     arch: str = None, # network: small, resnet18 or another that fastai knows (default: small for digits, else resnet18)
     epochs: int = None, # times through the training images (default: 20 for digits, else 10)
     size: int = None, # side of the square images in pixels (default: 8 for digits, else 128)
-    bs: int = None, # images per batch (default: 64)
+    bs: int = None, # images per batch (default: 32 for digits, else 64)
     lr: float = None, # highest learning rate of the cycle (default: 0.01 for digits, else 0.001)
     seed: int = 42, # of the split, and the first one of the weights, the order of the images and the mixes
     seeds: int = None, # runs of each mix; with several, differences get a confidence interval (default: 3 for digits, else 1)
