@@ -200,8 +200,8 @@ class MixedBatch:
         if self.place is None: mixer.check(batch)
         else: batch.x = batch.inputs[0]
         self.targets = Targets(batch.yb, batch.shape, mixer.targets)
-        if batch.source: self.targets.take_from(batch.source.yb)
         mixes = mixer.draw_mix(batch, rng, self.needs_one(), lam)
+        if batch.source: self.targets.take_from(batch.source.yb) # The method may have set it in `draw`
         self.mixes = mixes if isinstance(mixes, list) else [mixes]
         self.mix = next(mix for mix in self.mixes if mix is not None)
         if mixer.dims is None: return
