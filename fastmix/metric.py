@@ -13,61 +13,88 @@ __all__ = ['MixMetric']
 import copy
 from functools import wraps
 
-from fastai.metrics import LossMetric
 from fastai.learner import AvgMetric, Metric
+from fastai.metrics import LossMetric
 from fastai.torch_core import apply
+from fastcore.basics import patch
 
 from .mixer import Mixer
 
-# %% ../nbs/06_metric.ipynb #6c3655cf
+# %% ../nbs/06_metric.ipynb #b8e48f77
+def mean_func(func):
+    "The function of a metric that is a mean over samples. Raises a `TypeError` for one that accumulates over the epoch"
+    if isinstance(func, type) and issubclass(func, Metric): func = func()
+    if not isinstance(func, Metric): return func
+    if type(func) is AvgMetric: return func.func
+    raise TypeError(f"{func.name} accumulates over the epoch, so it is no mean over samples that could be weighted: "
+                    "give it to the Learner as it is, and read it in validation")
+
+# %% ../nbs/06_metric.ipynb #812bf332
 class MixMetric(AvgMetric):
-    "A metric that weighs own and partner targets by their shares in mixed training batches, and is `func` everywhere else"
+    "A metric that weighs own and partner targets by their shares in mixed training batches, and is `func` elsewhere"
     def __init__(self,
         func, # A metric that is a mean over samples: a function `func(pred, *targets)`, or fastai's `AvgMetric` of one
     ):
         "Raises a `TypeError` for a metric that accumulates over the epoch"
-        if isinstance(func, type) and issubclass(func, Metric): func = func()
-        if isinstance(func, Metric):
-            if type(func) is not AvgMetric:
-                raise TypeError(f"{func.name} accumulates over the epoch, so it is no mean over samples that could be weighted: give it to the Learner "
-                                "as it is, and read it in validation")
-            func = func.func
-        super().__init__(func)
+        super().__init__(mean_func(func))
 
-    def accumulate(self, learn):
-        "Add the batch that `learn` has just trained or validated on"
-        batch = next((cb.batch for cb in learn.cbs if isinstance(cb, Mixer) and cb.run), None)
-        mix = batch and batch.left
-        if not learn.training or mix is None: return super().accumulate(learn)
-        targets = batch.targets.apart(mix, learn.yb)
-        if len(targets) == 1: return super().accumulate(learn)
-        total, rows = 0, [slice(None)] if mix.weights.shape[1] == 1 else [slice(i, i+1) for i in range(mix.n)]
-        for row, weights in zip(rows, mix.weights.T.tolist()):
-            values = [self.func(*apply(lambda t: t[row], (learn.pred, *target))) for target in targets]
-            total = total + sum(weight*value for weight, value in zip(weights, values))*len(range(mix.n)[row])
-        self.total += learn.to_detach(total/mix.n) * mix.n # once: in distributed training every process must ask as often
-        self.count += mix.n
+# %% ../nbs/06_metric.ipynb #f112edb2
+@patch
+def weighted(self:MixMetric, pred, targets, mix):
+    "The metric of a mixed batch: against each label, weighted by how much that counts"
+    one, total = mix.weights.shape[1] == 1, 0
+    rows = [slice(None)] if one else [slice(i, i+1) for i in range(mix.n)]
+    for row, weights in zip(rows, mix.weights.T.tolist()):
+        values = [self.func(*apply(lambda t: t[row], (pred, *target))) for target in targets]
+        total = total + sum(weight*value for weight, value in zip(weights, values))
+    return total/len(rows)
 
-    def __reduce_ex__(self, protocol): return AvgMetric, (self.func,), vars(self) # exported, where fastmix need not be installed
+# %% ../nbs/06_metric.ipynb #c652f7f5
+def mixed_batch(learn):
+    "The batch that `learn` has just trained on, if it was mixed"
+    batch = next((cb.batch for cb in learn.cbs if isinstance(cb, Mixer) and cb.run), None)
+    return batch if learn.training else None
 
-    def __copy__(self):
-        new = type(self).__new__(type(self))
-        vars(new).update(vars(self))
-        return new
+# %% ../nbs/06_metric.ipynb #7eaf6189
+@patch
+def accumulate(self:MixMetric,
+    learn, # The `Learner`
+):
+    "Add the batch that `learn` has just trained or validated on"
+    batch = mixed_batch(learn)
+    mix = batch and batch.left
+    targets = [] if mix is None else batch.targets.apart(mix, learn.yb)
+    if len(targets) < 2: return AvgMetric.accumulate(self, learn)
+    # Once: in distributed training every process must ask as often
+    self.total += learn.to_detach(self.weighted(learn.pred, targets, mix)) * mix.n
+    self.count += mix.n
 
-    def __deepcopy__(self, memo):
-        new = memo[id(self)] = copy.copy(self)
-        vars(new).update(copy.deepcopy(vars(new), memo))
-        return new
+# %% ../nbs/06_metric.ipynb #03ee8da9
+@patch
+def __reduce_ex__(self:MixMetric, protocol): return AvgMetric, (self.func,), vars(self)
 
-# %% ../nbs/06_metric.ipynb #b8e48f77
-fastai_accumulate = getattr(LossMetric.accumulate, '_before_fastmix', LossMetric.accumulate) # Once, also when this module is reloaded
+@patch
+def __copy__(self:MixMetric):
+    new = type(self).__new__(type(self))
+    vars(new).update(vars(self))
+    return new
+
+@patch
+def __deepcopy__(self:MixMetric, memo):
+    new = memo[id(self)] = copy.copy(self)
+    vars(new).update(copy.deepcopy(vars(new), memo))
+    return new
+
+# %% ../nbs/06_metric.ipynb #31e7bbee
+# Once, also when this module is reloaded
+fastai_accumulate = getattr(LossMetric.accumulate, '_before_fastmix', LossMetric.accumulate)
 
 @wraps(fastai_accumulate)
 def accumulate_unmixed(self, learn):
-    batch = next((cb.batch for cb in learn.cbs if isinstance(cb, Mixer) and cb.run), None)
-    if not learn.training or batch is None or not batch.weighs(): return fastai_accumulate(self, learn)
-    batch.facts.tell(f"the part {self.name!r} of the loss is left out in training: the loss is called once for each label, and what it leaves behind is the partner's")
+    batch = mixed_batch(learn)
+    if batch is None or not batch.weighs(): return fastai_accumulate(self, learn)
+    batch.facts.tell(f"the part {self.name!r} of the loss is left out in training: the loss is called once for each "
+                     "label, and what it leaves behind is the partner's")
 
 accumulate_unmixed._before_fastmix = fastai_accumulate
 LossMetric.accumulate = accumulate_unmixed

@@ -28,39 +28,16 @@ from .layers import LayerMix, Watch
 from .loss import LossFacts, MixLoss
 from .mix import Mix, ends_in, has_places, is_floating, nested
 
-# %% ../nbs/05_mixer.ipynb #68102323
-def check_number(name, value, low, high):
-    "Raise unless `value` is a number in [low, high]"
-    wanted = f"`{name}` must be a number from {low} to {high}; got {value!r}"
-    if not isinstance(value, Real) or isinstance(value, bool): raise TypeError(wanted)
-    if not low <= value <= high: raise ValueError(wanted)
-
-def check_alpha(alpha):
-    "`alpha` as it is stored: a number, or a tuple of two. Raises unless both are positive"
-    wanted = f"`alpha` must be a positive number, or a pair of them; got {alpha!r}"
-    pair = tuple(alpha) if isinstance(alpha, (tuple, list)) else (alpha, alpha)
-    if len(pair) != 2: raise ValueError(wanted)
-    if any(not isinstance(a, Real) or isinstance(a, bool) for a in pair): raise TypeError(wanted)
-    if any(a == 0 for a in pair): raise ValueError(f"{wanted}. To switch mixing off, use p=0")
-    if any(not 0 < a < math.inf for a in pair): raise ValueError(wanted)
-    return pair if isinstance(alpha, (tuple, list)) else alpha
-
-def check_seed(seed):
-    "Raise unless `seed` is a whole number from 0 up, or `None`"
-    if seed is None: return
-    if not isinstance(seed, Integral) or isinstance(seed, bool): raise TypeError(f"`seed` must be a whole number or None; got {seed!r}")
-    if seed < 0: raise ValueError(f"`seed` must not be negative; got {seed}")
-
 # %% ../nbs/05_mixer.ipynb #a48147dc
 class Mixer(Callback):
     "Base of the mixers: a callback that draws a mix for each training batch, and trains on that"
     order, run_valid = 8, False # Before `CastToTensor`, so that the types of inputs and targets are known
     dims = None # How many of the last dimensions are places. `None`: all but batch and channels
-    places = () # For how many spatial dimensions the method is defined: `(2,)` for images. Empty where it mixes anything
+    places = () # For how many spatial dimensions the method is defined: `(2,)` for images. Empty: it mixes anything
     fold = False # Is λ replaced by max(λ, 1-λ)?
     reweighs = False # Does the method let labels count otherwise than their samples are seen?
     batch = rng = facts = paused = None
-    looked = labels_back = False # Has a batch of this fit been looked at? Do train metrics get the own labels?
+    looked = labels_back = False
     def __init__(self,
         alpha:float|tuple=1., # Parameter of λ's Beta distribution, positive; or a pair `(a, b)`
         per:str='batch', # One λ per 'sample', or one per 'batch'
@@ -68,84 +45,83 @@ class Mixer(Callback):
         start:float=0., # Part of the fit, in [0, 1], before which nothing is mixed
         stop:float=1., # Part of the fit, in [0, 1], from which on nothing is mixed
         seed:int|None=None, # Seed of the mixer's own generator. `None`: from the state of torch's, at the first fit
-        targets:str|list|dict|None=None, # What becomes of targets: 'mix', 'paste', 'weigh', 'union' or 'keep'; one for all, a list, or a dictionary by name. `None`: by type and shape
+        targets:str|list|dict|None=None, # 'mix', 'paste', 'weigh', 'union' or 'keep'; for all, or each. `None`: by type
         beside:bool=False, # Train on the clean batch as well, at twice the cost: the mean of both losses
     ):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
         alpha = check_alpha(alpha)
-        if per not in ('sample', 'batch'): raise ValueError(f"`per` must be 'sample' or 'batch'; got {per!r}")
-        for name, value in (('p', p), ('start', start), ('stop', stop)): check_number(name, value, 0, 1)
-        if start > stop: raise ValueError(f"`start` must not be greater than `stop`; got start={start}, stop={stop}")
-        if not isinstance(beside, bool): raise TypeError(f"`beside` must be True or False; got {beside!r}")
-        check_seed(seed)
+        check_arguments(per, p, start, stop, seed, beside)
         check_words(targets)
         store_attr()
 
-    __setattr__ = object.__setattr__
-    training = property(lambda self: self.learn.training) # fastai asks at each event, and would find it by way of an error
-
-    @property
-    def mix(self) -> Mix|None:
-        "The last mix that was drawn; `None` where the batch stayed clean"
-        return self.batch and self.batch.mix
+    __setattr__ = object.__setattr__ # fastai would look for each name in the model first, to warn of shadowing
+    training = property(lambda self: self.learn.training) # fastai asks at each event
 
 # %% ../nbs/05_mixer.ipynb #6e179d39
+def check_number(name, value, low, high):
+    "Raise unless `value` is a number in [low, high]"
+    wanted = f"`{name}` must be a number from {low} to {high}; got {value!r}"
+    if not is_number(value): raise TypeError(wanted)
+    if not low <= value <= high: raise ValueError(wanted)
+
+def is_number(o, kind=Real): return isinstance(o, kind) and not isinstance(o, bool)
+
+# %% ../nbs/05_mixer.ipynb #f63e02b4
+def check_alpha(alpha):
+    "`alpha` as it is stored: a number, or a tuple of two. Raises unless both are positive"
+    wanted = f"`alpha` must be a positive number, or a pair of them; got {alpha!r}"
+    pair = tuple(alpha) if isinstance(alpha, (tuple, list)) else (alpha, alpha)
+    if len(pair) != 2: raise ValueError(wanted)
+    if not all(map(is_number, pair)): raise TypeError(wanted)
+    if 0 in pair: raise ValueError(f"{wanted}. To switch mixing off, use p=0")
+    if not all(0 < a < math.inf for a in pair): raise ValueError(wanted)
+    return pair if isinstance(alpha, (tuple, list)) else alpha
+
+# %% ../nbs/05_mixer.ipynb #5197e4e4
+def check_arguments(per, p, start, stop, seed, beside):
+    "Raise for an argument out of its range"
+    if per not in ('sample', 'batch'): raise ValueError(f"`per` must be 'sample' or 'batch'; got {per!r}")
+    for name, value in (('p', p), ('start', start), ('stop', stop)): check_number(name, value, 0, 1)
+    if start > stop:
+        raise ValueError(f"`start` must not be greater than `stop`; got start={start}, stop={stop}")
+    if not isinstance(beside, bool): raise TypeError(f"`beside` must be True or False; got {beside!r}")
+    if seed is None: return
+    if not is_number(seed, Integral): raise TypeError(f"`seed` must be a whole number or None; got {seed!r}")
+    if seed < 0: raise ValueError(f"`seed` must not be negative; got {seed}")
+
+# %% ../nbs/05_mixer.ipynb #ec0436fc
 @patch
 def draw(self:Mixer,
     batch:Batch, # Inputs `batch.x`, targets `batch.y`, `batch.n`, `batch.size`, `batch.learn`
-    lam:np.ndarray, # `(m,)`: own shares, m = 1 or n
+    lam:np.ndarray, # `(m,)`: own shares in [0, 1], m = 1 or n
     rng:np.random.Generator, # The source of everything else that is random
 ) -> Mix|list: # One mix; or several, `None` for the clean batch, to train on all of them
     "Draw the mix for a batch. A method of mixing says here what it does"
     raise NotImplementedError(f"{type(self).__name__} must define `draw(self, batch, lam, rng)`")
 
-# %% ../nbs/05_mixer.ipynb #d411773a
-@patch
-def prepare(self:Mixer, learn):
-    "Called before each epoch's training: the time to refuse what cannot work"
-
-@patch
-def place(self:Mixer,
-    batch:Batch, # The batch, with or without a learner
-    rng:np.random.Generator, # The generator to draw with
-) -> tuple|None: # Name and module of the layer whose input is mixed; `None` for the model's own input
-    "Where the next batch is mixed: at the input of the model, unless the method says otherwise"
-
-@patch
-def watch(self:Mixer, learn):
-    "The module whose output `settle` wants to see: its name and itself; or `None`"
-
-@patch
-def settle(self:Mixer,
-    mix:Mix, # The mix of the batch
-    seen, # What the watched module has given; `None` without one
-) -> Tensor|None: # `(n,)`, the own labels' weights, or `(k+1, n)`; `None`: as they are
-    "After the forward pass: how much does each label count? For weights that only the network can tell"
-
-@patch
-def term(self:Mixer,
-    pred, # The model's output under this mix
-    batch:Batch, # The batch
-    mix:Mix, # The mix
-) -> Tensor|None: # A number
-    "Something to add to the loss, or `None`"
+# %% ../nbs/05_mixer.ipynb #65e82430
+def takes_integers(x, batch):
+    "Has the input `x` the places of the batch, so that a part of it can be pasted?"
+    placed = has_places if batch.dims is None else ends_in
+    return bool(batch.size) and placed(x, batch.size)
 
 # %% ../nbs/05_mixer.ipynb #03ac9732
 @patch
 def check(self:Mixer,
     batch:Batch, # The batch
 ):
-    "Raise a `ValueError` for a batch without the places that the method needs, a `TypeError` for inputs that have nothing in between"
-    name, d, placed = type(self).__name__, len(batch.size), has_places if batch.dims is None else ends_in
+    "Raise a `ValueError` for a batch without the places needed, a `TypeError` for inputs that have nothing in between"
     for x in batch.inputs:
-        if is_floating(x) or (d and self.places and placed(x, batch.size)): continue
-        raise TypeError(f"{name} got an input of {x.dtype}, shape {tuple(x.shape)}: category codes, token ids and bytes have nothing in between. "
-                        "Convert images to floating point in the loader (fastai's `IntToFloatTensor`); mix codes and ids where the model has made them "
-                        "floating point, with `ManifoldMixUp(layers=...)`")
-    if self.places and d not in self.places:
-        dims = ' or '.join(map(str, self.places)) if len(self.places) < 3 else f'{self.places[0]} to {self.places[-1]}'
-        raise ValueError(f"{name} mixes places, so the input must be (n, c, *size) with {dims} spatial dimensions; "
-                         f"got shape {tuple(batch.x.shape)}. Use MixUp")
+        if is_floating(x) or (self.places and takes_integers(x, batch)): continue
+        raise TypeError(f"{type(self).__name__} got an input of {x.dtype}, shape {tuple(x.shape)}: category codes, "
+                        "token ids and bytes have nothing in between. Convert images to floating point in the loader "
+                        "(fastai's `IntToFloatTensor`); mix codes and ids where the model has made them floating "
+                        "point, with `ManifoldMixUp(layers=...)`")
+    if not self.places or len(batch.size) in self.places: return
+    first, *_, last = self.places*2
+    dims = f'{first} to {last}' if len(self.places) > 2 else ' or '.join(map(str, self.places))
+    raise ValueError(f"{type(self).__name__} mixes places, so the input must be (n, c, *size) with {dims} spatial "
+                     f"dimensions; got shape {tuple(batch.x.shape)}. Use MixUp")
 
 # %% ../nbs/05_mixer.ipynb #46896e6c
 @patch
@@ -158,6 +134,7 @@ def pick(self:Mixer,
     on = self.start <= done and (done < self.stop or self.stop == 1)
     return self if on and (self.p == 1 or rng.random() < self.p) else None
 
+# %% ../nbs/05_mixer.ipynb #018bb23a
 @patch
 def draw_mix(self:Mixer,
     batch:Batch, # The batch
@@ -168,9 +145,45 @@ def draw_mix(self:Mixer,
     "Draw λ, and with it the mix for a batch"
     m = batch.n if self.per == 'sample' and not one else 1
     mix = self.draw(batch, draw_lam(self.alpha, rng, m, self.fold) if lam is None else np.full(m, lam), rng)
-    return [None, mix] if self.beside else mix
+    if not self.beside: return mix
+    mixes = mix if isinstance(mix, list) else [mix]
+    return mixes if None in mixes else [None, *mixes]
 
-# %% ../nbs/05_mixer.ipynb #018bb23a
+# %% ../nbs/05_mixer.ipynb #8c1ad8c5
+@patch
+def prepare(self:Mixer, learn):
+    "Called before each epoch's training: the time to refuse what cannot work"
+
+# %% ../nbs/05_mixer.ipynb #6b30f9c6
+@patch
+def place(self:Mixer,
+    batch:Batch, # The batch, with or without a learner
+    rng:np.random.Generator, # The generator to draw with
+) -> tuple|None: # Name and module of the layer whose input is mixed; `None` for the model's own input
+    "Where the next batch is mixed: at the input of the model, unless the method says otherwise"
+
+# %% ../nbs/05_mixer.ipynb #e51e0097
+@patch
+def watch(self:Mixer, learn):
+    "The module whose output `settle` wants to see: its name and itself; or `None`"
+
+@patch
+def settle(self:Mixer,
+    mix:Mix, # The mix of the batch
+    seen, # What the watched module has given; `None` without one
+) -> Tensor|None: # `(n,)`, the own labels' weights, or `(k+1, n)`; `None`: as they are
+    "After the forward pass: how much does each label count? For weights that only the network can tell"
+
+# %% ../nbs/05_mixer.ipynb #1e16a53a
+@patch
+def term(self:Mixer,
+    pred, # The model's output under this mix
+    batch:Batch, # The batch
+    mix:Mix, # The mix
+) -> Tensor|None: # A number
+    "Something to add to the loss, or `None`"
+
+# %% ../nbs/05_mixer.ipynb #eb5215c8
 class MixedBatch:
     "A batch and its mixes; between `begin` and `end` the learner trains on it"
     def __init__(self,
@@ -180,73 +193,93 @@ class MixedBatch:
         facts:LossFacts|None=None, # What is known of the loss. `None`: any mix will do
         lam:float|None=None, # Aim at this own share, in [0, 1]. `None`: draw it
     ):
-        "Draw the mix. Raises where the batch cannot be mixed"
-        self.mixer, self.batch, self.facts, self.place = mixer, batch, facts, mixer.place(batch, rng)
-        batch.dims = mixer.dims
+        "Draw the mix. Raises a `TypeError` or `ValueError` where the batch cannot be mixed"
+        self.mixer, self.batch, self.facts = mixer, batch, facts
+        self.hooks, self.switched, self.held, self.under_way = [], None, None, False
+        self.place, batch.dims = mixer.place(batch, rng), mixer.dims
         if self.place is None: mixer.check(batch)
         else: batch.x = batch.inputs[0]
         self.targets = Targets(batch.yb, batch.shape, mixer.targets)
-        one = facts is not None and mixer.per == 'sample' and self.targets.may_weigh(mixer.places) and not facts.ask(len(self.targets.own))
-        mixes = mixer.draw_mix(batch, rng, one, lam)
+        mixes = mixer.draw_mix(batch, rng, self.needs_one(), lam)
+        if batch.source: self.targets.take_from(batch.source.yb) # The method may have set it in `draw`
         self.mixes = mixes if isinstance(mixes, list) else [mixes]
         self.mix = next(mix for mix in self.mixes if mix is not None)
-        if mixer.dims is not None:
-            for mix in self.mixes: mix.anywhere = True
-        if batch.source: self.targets.take_from(batch.source.yb)
-        self.hooks, self.switched, self.held, self.under_way = [], None, None, False
-
-    @property
-    def left(self) -> Mix|None:
-        "The mix that `learn.pred` belongs to after the loss: of several mixes none, the clean batch, if that is among them"
-        return None if None in self.mixes else self.mixes[0]
+        if mixer.dims is None: return
+        for mix in self.mixes:
+            if mix is not None: mix.anywhere = True
 
     def __repr__(self): return f"{type(self).__name__}({self.mixes})"
 
-# %% ../nbs/05_mixer.ipynb #8c1ad8c5
+# %% ../nbs/05_mixer.ipynb #18c7cfed
 @patch
-def part(self:MixedBatch, mix:Mix|None) -> tuple:
+def needs_one(self:MixedBatch):
+    "Has the batch to get one λ, as the loss cannot be weighted sample by sample, or that isn't known yet?"
+    mixer, facts = self.mixer, self.facts
+    if facts is None or mixer.per == 'batch': return False
+    return self.targets.may_weigh(mixer.places) and not facts.ask(len(self.targets.own))
+
+# %% ../nbs/05_mixer.ipynb #bbcdb057
+@patch
+def part(self:MixedBatch,
+    mix:Mix|None, # One of the mixes; `None` for the clean batch
+) -> tuple:
     "The inputs under one of the mixes, as the model gets them"
     if mix is None or self.place: return self.batch.xb
     return mix_inputs(mix, self.batch.xb, self.batch.source and self.batch.source.xb)
 
+# %% ../nbs/05_mixer.ipynb #9c0755dd
 @patch
 def inputs(self:MixedBatch) -> tuple:
     "The inputs as the model gets them: mixed, unless a layer will do that; of several mixes one below the other"
     parts = [self.part(mix) for mix in self.mixes]
     return parts[0] if len(parts) == 1 else nested(lambda *rows: torch.cat(rows), tuple(parts[0]), *parts[1:])
 
+# %% ../nbs/05_mixer.ipynb #8ae9dae5
 @patch
 def labels(self:MixedBatch) -> tuple:
-    "The targets as they stand in `learn.yb`: mixed where that can be; of several mixes the own ones, which the loss will mix"
+    "The targets as they stand in `learn.yb`: mixed where that can be; of several mixes the own ones"
     return self.targets.mixed(self.mixes[0]) if len(self.mixes) == 1 else self.batch.yb
 
 @patch
 def weighs(self:MixedBatch) -> bool:
     "Has the loss to be weighted, or something to be added?"
-    fates = {fate for mix in self.mixes for fate in self.targets.fates(mix)}
-    return len(self.mixes) > 1 or not fates.isdisjoint(weighed) or type(self.mixer).term is not Mixer.term
+    if len(self.mixes) > 1 or type(self.mixer).term is not Mixer.term: return True
+    return any(fate in weighed for fate in self.targets.fates(self.mixes[0]))
 
-# %% ../nbs/05_mixer.ipynb #e51e0097
+# %% ../nbs/05_mixer.ipynb #45f061c2
 @patch
 def begin(self:MixedBatch):
     "Step 2: the learner trains on the mix"
-    learn, mixer, batch = self.batch.learn, self.mixer, self.batch
+    learn, mixer = self.batch.learn, self.mixer
     xb, yb, weighs, watched = self.inputs(), self.labels(), self.weighs(), mixer.watch(learn)
     if self.place: self.hooks.append(LayerMix(*self.place, self.mixes))
     if watched: self.hooks.append(Watch(*watched))
     self.under_way = True
     for hook in self.hooks: hook.attach()
     learn.xb, learn.yb = xb, yb
-    if not weighs: return
+    if weighs: self.switch(xb)
+
+# %% ../nbs/05_mixer.ipynb #886514ac
+def user_loss(learn):
+    "The loss of the learner, without a mix around it"
+    return learn.loss_func.user_loss if isinstance(learn.loss_func, MixLoss) else learn.loss_func
+
+@patch
+def switch(self:MixedBatch, xb):
+    "Put a weighted loss in the place of the user's"
+    learn, mixer, batch = self.batch.learn, self.mixer, self.batch
     self.targets.inputs = () if self.place else xb
     term = None if type(mixer).term is Mixer.term else lambda pred, mix: mixer.term(pred, batch, mix)
     split = self.split if len(self.mixes) > 1 else None
     learn.loss_func = self.switched = MixLoss(user_loss(learn), self.mixes, self.targets, self.facts, term, split)
 
-# %% ../nbs/05_mixer.ipynb #1e16a53a
-def user_loss(learn): return learn.loss_func.user_loss if isinstance(learn.loss_func, MixLoss) else learn.loss_func
+# %% ../nbs/05_mixer.ipynb #33a6b48a
+@patch
+def rows(self:MixedBatch, o, i):
+    "The part of a joined output that belongs to mix number `i`"
+    n = self.batch.n
+    return o if len(self.mixes) == 1 else nested(lambda t: t[i*n:(i+1)*n], o)
 
-# %% ../nbs/05_mixer.ipynb #eb5215c8
 @patch
 def settle(self:MixedBatch):
     "Step 4: how much each label counts. Raises a `RuntimeError` for a layer that never ran and has mixed nothing"
@@ -254,13 +287,13 @@ def settle(self:MixedBatch):
     seen = next((hook.seen for hook in self.hooks if isinstance(hook, Watch)), None)
     for i, mix in enumerate(self.mixes):
         if mix is not None: mix.weigh(self.mixer.settle(mix, self.rows(seen, i)))
-    if len(self.mixes) > 1 and not len(self.batch.learn.yb): self.split(self.batch.learn.pred)
+    if len(self.mixes) > 1 and not len(self.batch.learn.yb): self.split(self.batch.learn.pred) # There'll be no loss
 
-@patch
-def rows(self:MixedBatch, o, i):
-    "The part of a joined output that belongs to mix number `i`"
-    n = self.batch.n
-    return o if len(self.mixes) == 1 else nested(lambda t: t[i*n:(i+1)*n], o)
+# %% ../nbs/05_mixer.ipynb #d4aa59e2
+@patch(as_prop=True)
+def left(self:MixedBatch) -> Mix|None:
+    "The mix that `learn.pred` belongs to after the loss: none, the clean batch, if that is among them"
+    return None if None in self.mixes else self.mixes[0]
 
 @patch
 def split(self:MixedBatch, pred):
@@ -272,7 +305,12 @@ def split(self:MixedBatch, pred):
     if self.left is not None: learn.yb = self.targets.mixed(self.left)
     return list(zip(parts, self.mixes))
 
-# %% ../nbs/05_mixer.ipynb #18c7cfed
+# %% ../nbs/05_mixer.ipynb #c058eb08
+def put_back(learn, switched):
+    "Put the user's loss back"
+    loss = switched.restore()
+    if learn.loss_func is switched: learn.loss_func = loss
+
 @patch
 def end(self:MixedBatch):
     "Step 6: take the hooks off, and put the user's loss back"
@@ -280,25 +318,156 @@ def end(self:MixedBatch):
     self.hooks, self.under_way = [], False
     if self.switched is None: return
     learn, switched = self.batch.learn, self.switched
-    if learn.loss_func is not switched and switched.unused and switched.mixes:
-        warnings.warn(f"{type(self.mixer).__name__}: the loss was replaced while a batch was mixed, so the loss of that batch was not weighted. "
-                      f"Replace it between the epochs, or in the `before_batch` of a callback with an order below {Mixer.order}")
+    if learn.loss_func is not switched and switched.unused and switched.mixes: self.warn_replaced()
     put_back(learn, switched)
     self.switched = None
 
+@patch
+def warn_replaced(self:MixedBatch):
+    "The loss of the batch was somebody else's"
+    warnings.warn(f"{type(self.mixer).__name__}: the loss was replaced while a batch was mixed, so the loss of that "
+                  "batch was not weighted. Replace it between the epochs, or in the `before_batch` of a callback with "
+                  f"an order below {Mixer.order}")
+
+# %% ../nbs/05_mixer.ipynb #d7747f2e
 @patch
 def release(self:MixedBatch):
     "Let go of the batch and the model; the mixes stay at hand"
     self.end()
     self.batch = self.targets = self.place = None
 
-# %% ../nbs/05_mixer.ipynb #87adeeec
-def put_back(learn, switched):
-    "Put the user's loss back"
-    loss = switched.restore()
-    if learn.loss_func is switched: learn.loss_func = loss
+# %% ../nbs/05_mixer.ipynb #9430406a
+@patch
+def before_train(self:Mixer):
+    "Refuse a second mixer, and seed the generator the first time"
+    self.check_alone(self.learn)
+    self.prepare(self.learn)
+    self.seed_rng()
 
-# %% ../nbs/05_mixer.ipynb #bbcdb057
+# %% ../nbs/05_mixer.ipynb #7a6ac3ad
+@patch
+def before_batch(self:Mixer):
+    "Steps 1 and 2: draw a mix, and train on it"
+    self.batch, learn = None, self.learn
+    batch = Batch(learn.xb, learn.yb, learn)
+    if batch.n < 2: return # Nobody to be mixed with
+    self.seed_rng()
+    mixer = self.pick(round(getattr(learn, 'pct_train', 0.), 9), self.rng)
+    if mixer is None: return
+    facts = self.facts_of(user_loss(learn))
+    if not self.looked: refuse_labels(batch)
+    self.batch = MixedBatch(mixer, batch, self.rng, facts)
+    if not self.looked: self.look(facts)
+    self.batch.begin()
+
+# %% ../nbs/05_mixer.ipynb #2539faa9
+@patch
+def after_pred(self:Mixer):
+    "Step 4: settle the labels' weights"
+    if self.batch: self.batch.settle()
+
+@patch
+def after_batch(self:Mixer):
+    "Step 6, for a batch that has come to its end"
+    self.undo()
+    if self.batch and self.labels_back: self.learn.yb = self.batch.targets.apart(self.batch.left, self.learn.yb)[0]
+
+# %% ../nbs/05_mixer.ipynb #cb241519
+@patch
+def undo(self:Mixer):
+    "Step 6: end a mixed batch. Interrupted, it can be called again"
+    if self.batch: self.batch.end()
+
+for _event in ('after_cancel_train', 'after_cancel_epoch', 'after_cancel_fit'): setattr(Mixer, _event, Mixer.undo)
+
+# %% ../nbs/05_mixer.ipynb #60280af8
+@patch
+def check_alone(self:Mixer, learn):
+    "Raise a `ValueError` unless this is the only mixer of `learn`, and of no other learner"
+    names = [type(cb).__name__ for cb in learn.cbs if isinstance(cb, (Mixer, MixHandler))]
+    if len(names) > 1:
+        raise ValueError(f"{' and '.join(names)} on one Learner would mix what is mixed already. To draw one of "
+                         "several for each batch, use `MixChoice`, e.g. `MixChoice(MixUp(), CutMix())`")
+    if self.learn is not learn:
+        raise ValueError(f"this {names[0]} was given to another Learner later, or removed from one that has it twice: "
+                         "give each Learner a mixer of its own")
+
+@patch
+def seed_rng(self:Mixer):
+    "Make the generator, if there is none yet"
+    if self.rng is None: self.rng = mix_rng(self.seed)
+
+@patch(as_prop=True)
+def mix(self:Mixer) -> Mix|None:
+    "The last mix that was drawn; `None` where the batch stayed clean"
+    return self.batch and self.batch.mix
+
+# %% ../nbs/05_mixer.ipynb #0fe4fd31
+@patch
+def facts_of(self:Mixer, loss) -> LossFacts:
+    "What is known of `loss`"
+    if self.facts is None or self.facts.loss is not loss:
+        resumed = self.facts is not None and self.facts.loss is None
+        self.facts = LossFacts(loss, type(self).__name__, self.facts.before if resumed else None)
+    return self.facts
+
+# %% ../nbs/05_mixer.ipynb #2fa9c869
+@patch
+def __call__(self:Mixer, event_name):
+    "Called by fastai for every event; not for one in which the mixer has just been removed, or that it does not have"
+    mine = hasattr(type(self), event_name) or event_name in vars(self)
+    if self.learn is not None and mine: return Callback.__call__(self, event_name)
+
+# %% ../nbs/05_mixer.ipynb #c2181e62
+def refuse_labels(batch):
+    "Raise a `TypeError` where the labels are an input of the model"
+    for name, x in named(batch.xb):
+        if not isinstance(x, Tensor) or is_floating(x := plain(x)): continue
+        among = any(y.shape == x.shape and torch.equal(plain(y), x) for y in tensors(batch.yb))
+        if not among and str(name).lower() not in ('label', 'labels'): continue
+        raise TypeError(f"the labels go into the model{f' as {name!r}' if name else ''}, which has its loss inside. "
+                        "There they cannot be mixed, and the loss cannot be weighted. Take the loss out of the model: "
+                        "let it return its prediction, and give the Learner the loss")
+
+# %% ../nbs/05_mixer.ipynb #c78a6390
+@patch
+def look(self:Mixer, facts):
+    "What is looked at once in a fit"
+    self.looked, under, recorder = True, self.batch, getattr(self.learn, 'recorder', None)
+    own = [o for _, o in named(under.batch.xb) if o is not None and not isinstance(o, Tensor)]
+    if own:
+        facts.tell(f"an input of type {type(own[0]).__name__}, {str(own[0])[:20]!r}, is no tensor: "
+                   "each sample keeps its own")
+    metrics = recorder is not None and recorder.train_metrics and len(self.learn.metrics)
+    self.labels_back = bool(metrics and under.left is not None and under.binary_labels())
+    if self.labels_back:
+        facts.tell("train metrics are evaluated against the own labels, of which there is no half. `MixMetric` counts "
+                   "the partner's, too")
+
+@patch
+def binary_labels(self:MixedBatch):
+    "Are labels mixed that held only 0 and 1?"
+    fates = zip(self.targets.own, self.targets.fates(self.left))
+    return any(fate in ('blend', 'union') and is_binary(plain(y)) for y, fate in fates)
+
+# %% ../nbs/05_mixer.ipynb #7f6f8cfe
+@patch
+def before_fit(self:Mixer):
+    "In a new fit, the first batch is looked at again"
+    self.looked = self.labels_back = False
+
+@patch
+def after_train(self:Mixer):
+    "The end of an epoch's training: what has the loss shown?"
+    self.undo()
+    if self.batch: self.batch.release()
+    if self.facts: self.facts.end_epoch()
+
+@patch
+def after_fit(self:Mixer):
+    "Let go of what belongs to the model"
+
+# %% ../nbs/05_mixer.ipynb #893da698
 @patch
 def pause(self:MixedBatch):
     "Take the hooks off and put the user's loss back, for a while"
@@ -317,113 +486,7 @@ def resume(self:MixedBatch):
     self.held = None
     if learn.loss_func is self.switched.user_loss: learn.loss_func = self.switched
 
-# %% ../nbs/05_mixer.ipynb #8ae9dae5
-@patch
-def __call__(self:Mixer, event_name):
-    "Called by fastai for every event; not for one in which the mixer has just been removed, or that it does not have"
-    mine = hasattr(type(self), event_name) or event_name in vars(self)
-    if self.learn is not None and mine: return Callback.__call__(self, event_name)
-
-@patch
-def before_train(self:Mixer):
-    "Refuse a second mixer, and seed the generator the first time"
-    self.check_alone(self.learn)
-    self.prepare(self.learn)
-    self.seed_rng()
-
-@patch
-def before_batch(self:Mixer):
-    "Steps 1 and 2: draw a mix, and train on it"
-    self.batch, learn = None, self.learn
-    batch = Batch(learn.xb, learn.yb, learn)
-    if batch.n < 2: return # Nobody to be mixed with
-    self.seed_rng()
-    mixer = self.pick(round(getattr(learn, 'pct_train', 0.), 9), self.rng)
-    if mixer is None: return
-    facts = self.facts_of(user_loss(learn))
-    if not self.looked: refuse_labels(batch)
-    self.batch = MixedBatch(mixer, batch, self.rng, facts)
-    if not self.looked: self.look(facts)
-    self.batch.begin()
-
-@patch
-def after_pred(self:Mixer):
-    "Step 4: settle the labels' weights"
-    if self.batch: self.batch.settle()
-
-@patch
-def undo(self:Mixer):
-    "Step 6: end a mixed batch. Interrupted, it can be called again"
-    if self.batch: self.batch.end()
-
-for _event in ('after_cancel_train', 'after_cancel_epoch', 'after_cancel_fit'): setattr(Mixer, _event, Mixer.undo)
-
-@patch
-def after_batch(self:Mixer):
-    "Step 6, for a batch that has come to its end"
-    self.undo()
-    if self.batch and self.labels_back: self.learn.yb = self.batch.targets.apart(self.batch.left, self.learn.yb)[0]
-
-# %% ../nbs/05_mixer.ipynb #0fb6b12c
-@patch
-def seed_rng(self:Mixer):
-    if self.rng is None: self.rng = mix_rng(self.seed)
-
-@patch
-def check_alone(self:Mixer, learn):
-    "Raise a `ValueError` unless this is the only mixer of `learn`, and of no other learner"
-    names = [type(cb).__name__ for cb in learn.cbs if isinstance(cb, (Mixer, MixHandler))]
-    if len(names) > 1: raise ValueError(f"{' and '.join(names)} on one Learner would mix what is mixed already. "
-                                        "To draw one of several for each batch, use `MixChoice`, e.g. `MixChoice(MixUp(), CutMix())`")
-    if self.learn is not learn: raise ValueError(f"this {names[0]} was given to another Learner later, or removed from one that has it twice: give each Learner a mixer of its own")
-
-# %% ../nbs/05_mixer.ipynb #45f061c2
-def refuse_labels(batch):
-    "Raise a `TypeError` where the labels are an input of the model"
-    for name, x in named(batch.xb):
-        if not isinstance(x, Tensor) or is_floating(x := plain(x)): continue
-        among = any(y.shape == x.shape and torch.equal(plain(y), x) for y in tensors(batch.yb))
-        if not among and str(name).lower() not in ('label', 'labels'): continue
-        raise TypeError(f"the labels go into the model{f' as {name!r}' if name else ''}, which has its loss inside. There they cannot be mixed, and the loss "
-                        "cannot be weighted. Take the loss out of the model: let it return its prediction, and give the Learner the loss")
-
-@patch
-def look(self:Mixer, facts):
-    "What is looked at once in a fit"
-    self.looked, under, recorder = True, self.batch, getattr(self.learn, 'recorder', None)
-    own = [o for _, o in named(under.batch.xb) if o is not None and not isinstance(o, Tensor)]
-    if own: facts.tell(f"an input of type {type(own[0]).__name__}, {str(own[0])[:20]!r}, is no tensor: each sample keeps its own")
-    metrics = recorder is not None and recorder.train_metrics and len(self.learn.metrics)
-    self.labels_back = bool(metrics and under.left is not None and any(
-        fate in ('blend', 'union') and is_binary(plain(y)) for y, fate in zip(under.targets.own, under.targets.fates(under.left))))
-    if self.labels_back: facts.tell("train metrics are evaluated against the own labels, of which there is no half. `MixMetric` counts the partner's, too")
-
-@patch
-def before_fit(self:Mixer):
-    "A new fit is looked at anew"
-    self.looked = self.labels_back = False
-
-# %% ../nbs/05_mixer.ipynb #886514ac
-@patch
-def facts_of(self:Mixer, loss) -> LossFacts:
-    "What is known of `loss`"
-    if self.facts is None or self.facts.loss is not loss:
-        resumed = self.facts is not None and self.facts.loss is None
-        self.facts = LossFacts(loss, type(self).__name__, self.facts.before if resumed else None)
-    return self.facts
-
-@patch
-def after_train(self:Mixer):
-    "The end of an epoch's training: what has the loss shown?"
-    self.undo()
-    if self.batch: self.batch.release()
-    if self.facts: self.facts.end_epoch()
-
-@patch
-def after_fit(self:Mixer):
-    "Let go of what belongs to the model"
-
-# %% ../nbs/05_mixer.ipynb #33a6b48a
+# %% ../nbs/05_mixer.ipynb #942566fd
 @patch
 def pause(self:Mixer) -> MixedBatch|None: # For `resume`
     "Take the batch under way out of the learner"
@@ -441,6 +504,7 @@ def resume(self:Mixer,
     self.batch = batch
     batch.resume()
 
+# %% ../nbs/05_mixer.ipynb #061f4078
 @patch
 def before_validate(self:Mixer):
     "Nothing is mixed here. A mixed batch in the midst of which a callback asks for predictions goes on after them"
@@ -452,8 +516,9 @@ def after_validate(self:Mixer):
     batch, self.paused = self.paused, None
     self.resume(batch)
 
-# %% ../nbs/05_mixer.ipynb #d4aa59e2
-fastai_one_batch = getattr(Learner.one_batch, '_before_fastmix', Learner.one_batch) # Once, also when this module is reloaded
+# %% ../nbs/05_mixer.ipynb #e3191de8
+# Once, also when this module is reloaded
+fastai_one_batch = getattr(Learner.one_batch, '_before_fastmix', Learner.one_batch)
 
 @wraps(fastai_one_batch)
 def one_batch(self, i, b):
@@ -492,8 +557,11 @@ def __deepcopy__(self:Mixer, memo):
 @patch
 def state_dict(self:Mixer) -> dict: # What `torch.save` can save and `load_state_dict` restores
     "The state of the generator, `None` where there is none yet; and what has been found out about the loss"
-    return {'rng': self.rng and copy.deepcopy(self.rng.bit_generator.state), 'per_sample': self.facts and (self.facts.before if self.facts.loss is None else self.facts.per_sample)}
+    facts = self.facts
+    known = facts and (facts.before if facts.loss is None else facts.per_sample)
+    return {'rng': self.rng and copy.deepcopy(self.rng.bit_generator.state), 'per_sample': known}
 
+# %% ../nbs/05_mixer.ipynb #25565207
 @patch
 def load_state_dict(self:Mixer,
     state:dict, # From `state_dict`
@@ -502,7 +570,8 @@ def load_state_dict(self:Mixer,
     try:
         rng = None if state['rng'] is None else np.random.default_rng()
         if rng: rng.bit_generator.state = state['rng']
-    except (TypeError, KeyError, ValueError) as e: raise ValueError(f"not the state of a mixer, which `state_dict` gives: {state!r}") from e
+    except (TypeError, KeyError, ValueError) as e:
+        raise ValueError(f"not the state of a mixer, which `state_dict` gives: {state!r}") from e
     self.rng, self.facts = rng, LossFacts(None, before=state.get('per_sample'))
 
 # %% ../nbs/05_mixer.ipynb #6527d882
@@ -518,13 +587,15 @@ def arguments(
         if all(o.kind is not o.VAR_KEYWORD for o in parameters.values()): break # There are no others
     return {name: vars(mixer)[name] for name in names if name in vars(mixer)}
 
-# %% ../nbs/05_mixer.ipynb #8c5aea37
+# %% ../nbs/05_mixer.ipynb #c5d7b619
 def telling_batch(n, size, content, y=None):
-    "Sample `i` is 1 in channel `i`, and shows `content` in three more; its class, its one-hot label and its mask say `i`, too"
-    who, classes = torch.eye(n).view(n, n, *[1]*len(size)).expand(n, n, *size), torch.arange(n)
-    mask = classes.view(n, *[1]*len(size)).repeat(1, *size)
+    "Sample `i` is 1 in channel `i`, and shows `content` in three more; its class, one-hot label and mask say `i`, too"
+    one, classes = [1]*len(size), torch.arange(n)
+    who = torch.eye(n).view(n, n, *one).expand(n, n, *size)
+    mask = classes.view(n, *one).repeat(1, *size)
     return Batch((torch.cat([who, content], 1),), (classes if y is None else y, torch.eye(n), mask))
 
+# %% ../nbs/05_mixer.ipynb #41c5a305
 def made_of(shares, partners):
     "`(n, n)`: how much of each sample is in each mixed one, if `shares` and `partners` say true"
     n = partners.shape[1]
@@ -533,40 +604,43 @@ def made_of(shares, partners):
     return out
 
 # %% ../nbs/05_mixer.ipynb #e658e0af
+def global_streams(): return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
 def check_draw(under, again, kept, streams):
     "Is a draw repeatable, from its own generator, with nothing written to?"
-    now, x = global_streams(), under.batch.x
-    assert streams == now, 'draws from a global generator'
-    for mix, other in zip(under.mixes, again.mixes):
-        if mix is None: continue
+    x, pairs = under.batch.x, zip(under.mixes, again.mixes)
+    assert streams == global_streams(), 'draws from a global generator'
+    for mix, other in ((mix, other) for mix, other in pairs if mix is not None):
         (first,), (second,), (third,) = under.part(mix), under.part(mix), again.part(other)
         assert torch.equal(x, kept) and first.data_ptr() != x.data_ptr(), 'writes into the batch'
         assert torch.equal(first, second) and torch.equal(first, third), 'the same seed gives another mix'
-        assert mix.n == len(x) and mix.lam.shape in ((1,), (len(x),)), f'λ must be one, or one per sample; got shape {tuple(mix.lam.shape)}'
-
-def global_streams(): return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+        right = mix.n == len(x) and mix.lam.shape in ((1,), (len(x),))
+        assert right, f'λ must be one, or one per sample; got shape {tuple(mix.lam.shape)}'
 
 # %% ../nbs/05_mixer.ipynb #253e5225
 def check_labels(mixer, under, mix):
     "Do labels and masks fit the inputs?"
     (x,), (_, soft, mask), n = under.part(mix), under.targets.mixed(mix), mix.n
-    shares, fates = x[:, :n].flatten(2).mean(2), under.targets.fates(mix)
-    near = partial(torch.allclose, atol=1e-3)
-    assert near(shares, made_of(mix.shares, mix.partners)), 'the shares that the mix states are not those in the inputs'
-    if fates[0] == 'weigh' and not mixer.reweighs:
-        assert near(shares, made_of(mix.weights, mix.partners)), 'a label does not count as much as is seen of its sample'
-    if fates[1] == 'blend': assert near(shares, soft), 'soft labels are not mixed as the inputs are'
-    if fates[2] == 'paste': assert torch.equal(mask, x[:, :n].argmax(1)), 'a mask is not pasted where its image is'
-    if fates[2] == 'places': assert near(mix.own_in(mask).expand(mask.shape), x[range(n), range(n)]), 'a mask is not weighted as its image is averaged'
+    seen, near = x[:, :n], partial(torch.allclose, atol=1e-3)
+    shares, (label_fate, soft_fate, mask_fate) = seen.flatten(2).mean(2), under.targets.fates(mix)
+    stated, counted = made_of(mix.shares, mix.partners), made_of(mix.weights, mix.partners)
+    assert near(shares, stated), 'the shares that the mix states are not those in the inputs'
+    if label_fate == 'weigh' and not mixer.reweighs:
+        assert near(shares, counted), 'a label does not count as much as is seen of its sample'
+    if soft_fate == 'blend': assert near(shares, soft), 'soft labels are not mixed as the inputs are'
+    if mask_fate == 'paste': assert torch.equal(mask, seen.argmax(1)), 'a mask is not pasted where its image is'
+    if mask_fate == 'places':
+        own = mix.own_in(mask).expand(mask.shape)
+        assert near(own, x[range(n), range(n)]), 'a mask is not weighted as its image is averaged'
 
 # %% ../nbs/05_mixer.ipynb #d83a4630
 def check_others(before, after):
-    "Two draws for batches that differ in the first sample only: does another than that, and who has it for a partner, change?"
+    "Of two draws for batches that differ in sample 0 only: does a sample change that has nothing of it?"
     for mix, other in zip(before.mixes, after.mixes):
         if mix is None or (len(mix.lam) == 1 and before.mixer.per == 'batch'): continue
         apart = (mix.partners != 0).all(0) & (mix.partners == other.partners).all(0)
         apart[0] = False
-        (x,), (y,) = (mix.inputs(before.batch.xb), other.inputs(before.batch.xb))
+        (x,), (y,) = mix.inputs(before.batch.xb), other.inputs(before.batch.xb)
         assert torch.equal(x[apart], y[apart]), 'a mixed sample depends on others than itself and its partners'
 
 # %% ../nbs/05_mixer.ipynb #f0e5e75c
@@ -575,9 +649,10 @@ def check_mixer(
     size:tuple=(20, 30), # Spatial size of the batch to try it on; better not a square
     n:int=6, # Batch size
     draws:int=20, # How many batches
-    y:Tensor|None=None, # The batch's first target, for a method that looks at it; `None`: class numbers
+    y:Tensor|None=None, # `(n, …)`: the first target, for a method that looks at it; `None`: class numbers
 ):
-    "Raise an `AssertionError` where `mixer` breaks a promise: labels that don't fit the inputs, masks at another place, a batch written to, a generator that isn't its own"
+    """Raise an `AssertionError` where `mixer` breaks a promise: labels that don't fit the inputs, masks at another
+    place, a batch written to, a generator that isn't its own"""
     for seed in range(draws):
         content = torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(seed))
         batch, streams = telling_batch(n, size, content, y), global_streams()

@@ -16,7 +16,7 @@ from ..draw import draw_partner, draw_region
 from ..mix import Paste
 from ..mixer import Mixer
 
-# %% ../../nbs/methods/cutmix.ipynb #9d1e8871
+# %% ../../nbs/methods/cutmix.ipynb #86c2983e
 @delegates()
 class CutMix(Mixer):
     "Train on samples with a region of another pasted in: CutMix (arXiv 1905.04899). For signals, images and volumes"
@@ -24,7 +24,7 @@ class CutMix(Mixer):
     def __init__(self,
         alpha:float|tuple=1., # Parameter of λ's Beta distribution, positive; or a pair `(a, b)`
         per:str='batch', # One region per 'sample', or one per 'batch'
-        dims:int|None=None, # How many of the last dimensions are places: 2 for videos `(n, t, c, h, w)`. `None`: all behind batch and channels
+        dims:int|None=None, # How many of the last dimensions are places: 2 for videos. `None`: all but batch and channels
         **kwargs
     ):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
@@ -32,4 +32,6 @@ class CutMix(Mixer):
         if dims not in (None, *self.places): raise ValueError(f"`dims` must be 1, 2 or 3, or None; got {dims!r}")
         self.dims = dims
 
-    def draw(self, batch, lam, rng): return Paste(draw_region(lam, batch.size, rng), batch.size, draw_partner(batch.n, rng))
+    def draw(self, batch, lam, rng):
+        size = batch.size
+        return Paste(draw_region(lam, size, rng), size, draw_partner(batch.n, rng))

@@ -1,4 +1,4 @@
-"""Trains on averages of what two samples have become inside the network, at a layer drawn anew for each batch
+"""Trains on averages of what two samples have become inside the network, at a layer that is drawn for each batch
 
 Two samples are averaged inside the network, at the input of a layer that is drawn for each batch.
 
@@ -10,6 +10,7 @@ In fastai's vision, tabular and text classifiers the layers are found; in any ot
 __all__ = ['ManifoldMixUp']
 
 # %% ../../nbs/methods/manifold_mixup.ipynb #c30413b2
+from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import nn
@@ -19,13 +20,13 @@ from ..layers import find_layers
 from ..mix import Blend
 from ..mixer import Mixer
 
-# %% ../../nbs/methods/manifold_mixup.ipynb #3c57bd13
+# %% ../../nbs/methods/manifold_mixup.ipynb #0c9ebaca
 @delegates()
 class ManifoldMixUp(Mixer):
-    "Train on averages of two samples' activations, at the input of a layer drawn for each batch: Manifold Mixup (arXiv 1806.05236)"
+    "Train on averages of two samples' activations, at the input of a layer: Manifold Mixup (arXiv 1806.05236)"
     found = None # The layers, in the model of the fit
     def __init__(self,
-        layers:str|list|None=None, # Layers to choose from: names, modules or types; 'input' is the model's input. `None`: found for fastai's models
+        layers:str|list|None=None, # Names, modules or types; 'input' is the input. `None`: those of fastai's models
         alpha:float|tuple=2., # Parameter of λ's Beta distribution, positive; or a pair `(a, b)`
         **kwargs
     ):
@@ -39,18 +40,22 @@ class ManifoldMixUp(Mixer):
 
     def after_fit(self): self.found = None
 
-    def place(self, batch, rng):
-        if batch.learn is None: return '', None # Somewhere inside
-        if self.found is None: self.prepare(batch.learn)
-        return self.found[rng.integers(len(self.found))]
+# %% ../../nbs/methods/manifold_mixup.ipynb #d8f786b8
+@patch
+def place(self:ManifoldMixUp, batch, rng):
+    "One of the layers, drawn for this batch"
+    if batch.learn is None: return '', None
+    if self.found is None: self.prepare(batch.learn)
+    return self.found[rng.integers(len(self.found))]
 
-# %% ../../nbs/methods/manifold_mixup.ipynb #7cc94eb5
+# %% ../../nbs/methods/manifold_mixup.ipynb #0323cac9
 def check_layers(layers):
-    "`layers` as a list. Raises for what is no layer"
+    "`layers` as a list. Raises a `TypeError` for what is no layer, a `ValueError` for none at all"
     if layers is None: return None
     layers = list(layers) if isinstance(layers, (tuple, list, set, L)) else [layers]
     if not layers: raise ValueError("`layers` is empty: name at least one, or leave it out to have them found")
     for layer in layers:
-        if not (isinstance(layer, (str, nn.Module)) or (isinstance(layer, type) and issubclass(layer, nn.Module))):
-            raise TypeError(f"`layers` must hold names, modules or module types; got {layer!r}")
+        if isinstance(layer, (str, nn.Module)): continue
+        if isinstance(layer, type) and issubclass(layer, nn.Module): continue
+        raise TypeError(f"`layers` must hold names, modules or module types; got {layer!r}")
     return layers

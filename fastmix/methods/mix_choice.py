@@ -18,22 +18,20 @@ from fastcore.meta import delegates
 
 from ..mixer import Mixer, arguments
 
-# %% ../../nbs/methods/mix_choice.ipynb #410d53cb
+# %% ../../nbs/methods/mix_choice.ipynb #51ae9d6e
 @delegates(but='alpha,per,targets,beside')
 class MixChoice(Mixer):
     "One of several mixers, drawn for each batch"
     def __init__(self,
-        *mixers:Mixer, # The mixers to choose from, as instance or class. Their own arguments count; their `seed` is not used
-        weights:list|None=None, # How often each is drawn, relative to the others. `None`: all alike
+        *mixers:Mixer, # The mixers to choose from, as instance or class. Their own arguments count, but for the `seed`
+        weights:list|None=None, # How often each is drawn, relative to the others, from 0 up. `None`: all alike
         **kwargs
     ):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
-        for name in kwargs.keys() & {'alpha', 'per', 'targets', 'beside'}: raise TypeError(f"MixChoice has no `{name}`: give it to the mixers to choose from")
+        for name in kwargs.keys() & {'alpha', 'per', 'targets', 'beside'}:
+            raise TypeError(f"MixChoice has no `{name}`: give it to the mixers to choose from")
         super().__init__(**kwargs)
-        mixers = Parts(m() if isinstance(m, type) else m for m in mixers)
-        if not mixers: raise ValueError("MixChoice needs mixers to choose from, e.g. `MixChoice(MixUp(), CutMix())`")
-        for m in mixers:
-            if not isinstance(m, Mixer): raise TypeError(f"MixChoice chooses from fastmix's mixers; got {type(m).__module__}.{type(m).__name__}")
+        mixers = check_parts(mixers)
         self.upto = shares_upto(weights, len(mixers))
         store_attr('mixers,weights')
 
@@ -47,11 +45,23 @@ class MixChoice(Mixer):
         if super().pick(done, rng) is None: return None
         return self.mixers[bisect(self.upto, rng.random())].pick(done, rng)
 
-# %% ../../nbs/methods/mix_choice.ipynb #c44b7f53
+# %% ../../nbs/methods/mix_choice.ipynb #410d53cb
 class Parts(list):
     "Mixers that show their arguments, as experiment loggers print them"
-    def __repr__(self): return ', '.join(f"{m}({', '.join(f'{k}={v!r}' for k, v in arguments(m).items())})" for m in self)
+    def __repr__(self):
+        each = ([f'{name}={value!r}' for name, value in arguments(m).items()] for m in self)
+        return ', '.join(f"{m}({', '.join(values)})" for m, values in zip(self, each))
 
+def check_parts(mixers):
+    "The mixers, made where a class was given. Raises a `TypeError` for anything else, a `ValueError` for none at all"
+    parts = Parts(m() if isinstance(m, type) else m for m in mixers)
+    if not parts: raise ValueError("MixChoice needs mixers to choose from, e.g. `MixChoice(MixUp(), CutMix())`")
+    for m in parts:
+        if isinstance(m, Mixer): continue
+        raise TypeError(f"MixChoice chooses from fastmix's mixers; got {type(m).__module__}.{type(m).__name__}")
+    return parts
+
+# %% ../../nbs/methods/mix_choice.ipynb #005dca38
 def shares_upto(weights, n):
     "How often each of `n` is drawn, added up. Raises a `ValueError` for other weights than n numbers from 0 up"
     try: share = np.ones(n) if weights is None else np.asarray(weights, dtype=float)

@@ -10,7 +10,7 @@ Any inputs of floating point, any loss. Tables and text of fastai's own models a
 __all__ = ['MixUp']
 
 # %% ../../nbs/methods/mixup.ipynb #96bca216
-from fastcore.basics import store_attr
+from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
 
 from ..draw import draw_partner
@@ -18,7 +18,7 @@ from ..layers import find_layers, from_codes, unwrap
 from ..mix import Blend, is_floating
 from ..mixer import Mixer
 
-# %% ../../nbs/methods/mixup.ipynb #c79b1030
+# %% ../../nbs/methods/mixup.ipynb #770c098d
 @delegates()
 class MixUp(Mixer):
     "Train on weighted averages of two samples: mixup (arXiv 1710.09412)"
@@ -35,9 +35,11 @@ class MixUp(Mixer):
 
     def draw(self, batch, lam, rng): return Blend(lam, draw_partner(batch.n, rng))
 
-    def place(self, batch, rng):
-        "Codes of a fastai model for tables or text are mixed where it has made floating point of them"
-        if all(map(is_floating, batch.inputs)): return None
-        if batch.learn is None: return '', None # Somewhere inside
-        layers = from_codes(unwrap(batch.learn.model))
-        return find_layers(batch.learn.model, layers)[0] if layers else None
+# %% ../../nbs/methods/mixup.ipynb #1d9cda3c
+@patch
+def place(self:MixUp, batch, rng):
+    "Codes of a fastai model for tables or text are mixed where it has made floating point of them"
+    if all(map(is_floating, batch.inputs)): return None
+    if batch.learn is None: return '', None # Somewhere inside
+    layers = from_codes(unwrap(batch.learn.model))
+    return find_layers(batch.learn.model, layers)[0] if layers else None
