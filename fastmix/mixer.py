@@ -77,7 +77,7 @@ def check_alpha(alpha):
     if not all(0 < a < math.inf for a in pair): raise ValueError(wanted)
     return pair if isinstance(alpha, (tuple, list)) else alpha
 
-# %% ../nbs/05_mixer.ipynb #5197e4e4
+# %% ../nbs/05_mixer.ipynb #f29d1722
 def check_arguments(per, p, start, stop, seed, beside):
     "Raise for an argument out of its range"
     if per not in ('sample', 'batch'): raise ValueError(f"`per` must be 'sample' or 'batch'; got {per!r}")
@@ -85,6 +85,10 @@ def check_arguments(per, p, start, stop, seed, beside):
     if start > stop:
         raise ValueError(f"`start` must not be greater than `stop`; got start={start}, stop={stop}")
     if not isinstance(beside, bool): raise TypeError(f"`beside` must be True or False; got {beside!r}")
+    check_seed(seed)
+
+def check_seed(seed):
+    "Raise unless `seed` is a whole number from 0 up, or `None`"
     if seed is None: return
     if not is_number(seed, Integral): raise TypeError(f"`seed` must be a whole number or None; got {seed!r}")
     if seed < 0: raise ValueError(f"`seed` must not be negative; got {seed}")
@@ -134,7 +138,7 @@ def pick(self:Mixer,
     on = self.start <= done and (done < self.stop or self.stop == 1)
     return self if on and (self.p == 1 or rng.random() < self.p) else None
 
-# %% ../nbs/05_mixer.ipynb #018bb23a
+# %% ../nbs/05_mixer.ipynb #0d5b74e1
 @patch
 def draw_mix(self:Mixer,
     batch:Batch, # The batch
@@ -143,8 +147,9 @@ def draw_mix(self:Mixer,
     lam:float|None=None, # Aim at this own share, in [0, 1]. `None`: draw it
 ) -> Mix|list: # As `draw` returns it; with `beside` the clean batch before it
     "Draw λ, and with it the mix for a batch"
-    m = batch.n if self.per == 'sample' and not one else 1
-    mix = self.draw(batch, draw_lam(self.alpha, rng, m, self.fold) if lam is None else np.full(m, lam), rng)
+    own = draw_lam(self.alpha, rng, batch.n if self.per == 'sample' and not one else 1, self.fold)
+    if lam is not None: own[:] = lam # All else is drawn as it would have been
+    mix = self.draw(batch, own, rng)
     if not self.beside: return mix
     mixes = mix if isinstance(mix, list) else [mix]
     return mixes if None in mixes else [None, *mixes]
@@ -183,7 +188,7 @@ def term(self:Mixer,
 ) -> Tensor|None: # A number
     "Something to add to the loss, or `None`"
 
-# %% ../nbs/05_mixer.ipynb #eb5215c8
+# %% ../nbs/05_mixer.ipynb #79574f39
 class MixedBatch:
     "A batch and its mixes; between `begin` and `end` the learner trains on it"
     def __init__(self,
@@ -203,12 +208,26 @@ class MixedBatch:
         mixes = mixer.draw_mix(batch, rng, self.needs_one(), lam)
         if batch.source: self.targets.take_from(batch.source.yb) # The method may have set it in `draw`
         self.mixes = mixes if isinstance(mixes, list) else [mixes]
+        self.check_drawn()
         self.mix = next(mix for mix in self.mixes if mix is not None)
         if mixer.dims is None: return
         for mix in self.mixes:
             if mix is not None: mix.anywhere = True
 
     def __repr__(self): return f"{type(self).__name__}({self.mixes})"
+
+# %% ../nbs/05_mixer.ipynb #b98dea6c
+@patch
+def check_drawn(self:MixedBatch):
+    "Raise where `draw` has returned something else than mixes of this batch"
+    wanted = f"`draw` of {type(self.mixer).__name__} must return a mix, or a list of mixes"
+    wrong = [type(mix).__name__ for mix in self.mixes if not (isinstance(mix, Mix) or mix is None)]
+    if wrong: raise TypeError(f"{wanted}; got {', '.join(wrong)}")
+    if all(mix is None for mix in self.mixes):
+        raise TypeError(f"{wanted}, in which `None` is the clean batch; got nothing else. To leave a batch clean, use `p`")
+    for mix in self.mixes:
+        if mix is not None and mix.n != self.batch.n:
+            raise ValueError(f"{wanted} of {self.batch.n} samples, as the batch has; got one of {mix.n}")
 
 # %% ../nbs/05_mixer.ipynb #18c7cfed
 @patch
@@ -643,7 +662,15 @@ def check_others(before, after):
         (x,), (y,) = mix.inputs(before.batch.xb), other.inputs(before.batch.xb)
         assert torch.equal(x[apart], y[apart]), 'a mixed sample depends on others than itself and its partners'
 
-# %% ../nbs/05_mixer.ipynb #f0e5e75c
+# %% ../nbs/05_mixer.ipynb #d7b6931e
+def draw_picked(mixer, seed, batch):
+    "The batch under way that `mixer`, or the part that it picks, draws. Raises a `ValueError` for one that mixes elsewhere"
+    rng = np.random.default_rng(seed)
+    under = MixedBatch(mixer.pick(None, rng), batch, rng)
+    if under.place: raise ValueError(f"{type(mixer).__name__} mixes inside the network, where nothing can be measured")
+    return under
+
+# %% ../nbs/05_mixer.ipynb #8276c176
 def check_mixer(
     mixer:Mixer, # A mixer, of whatever method
     size:tuple=(20, 30), # Spatial size of the batch to try it on; better not a square
@@ -657,10 +684,10 @@ def check_mixer(
         content = torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(seed))
         batch, streams = telling_batch(n, size, content, y), global_streams()
         kept = batch.x.clone()
-        draw = lambda batch: MixedBatch(mixer, batch, np.random.default_rng(seed))
+        draw = partial(draw_picked, mixer, seed)
         under, again = draw(batch), draw(batch)
         check_draw(under, again, kept, streams)
         for mix in under.mixes:
-            if mix is not None: check_labels(mixer, under, mix)
+            if mix is not None: check_labels(under.mixer, under, mix)
         content[0] = content[0].flip(-1)
         check_others(under, draw(telling_batch(n, size, content, y)))
