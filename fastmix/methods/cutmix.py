@@ -24,7 +24,7 @@ class CutMix(Mixer):
     def __init__(self,
         alpha:float|tuple=1., # Parameter of λ's Beta distribution, positive; or a pair `(a, b)`
         per:str='batch', # One region per 'sample', or one per 'batch'
-        dims:int|None=None, # How many of the last dimensions are places: 2 for videos. `None`: all but batch and channels
+        dims:int|None=None, # How many of the last dimensions are places: 2 for videos. `None`: all but `n` and `c`
         **kwargs
     ):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
