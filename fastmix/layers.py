@@ -198,7 +198,8 @@ def rule(self:LayerMix, name, first, t):
     "How the argument `name` is mixed, as `rule(mix, t)`; `None` where it stays as it is"
     joined = self.n*len(self.mixes)
     if t.ndim == 0 or len(t) != joined:
-        if not first and (is_mask(name) or not is_floating(t)): return None # The same for all samples
+        shared = t.ndim == 0 or len(t) == 1 or is_mask(name) or not is_floating(t)
+        if shared and not first: return None # The same for all samples, as positions are
         raise ValueError(f"the layer {self.name!r} is given a tensor of shape {tuple(t.shape)}, and the batch is "
                          f"{joined}: mix at a layer whose input has the batch first")
     if is_floating(t): return Mix.blend if first else blend_seen

@@ -676,7 +676,9 @@ def first_pair(batch):
 # %% ../nbs/07_show.ipynb #102f8e25
 def mixed_pair(dl, pair, name, mixer, lam, rng):
     "The own sample of a pair as `mixer` mixes it with `lam`. Raises a `ValueError` where there is no picture of that"
-    with as_it_was(mixer): drawn = MixedBatch(mixer, Batch(*pair), copy.deepcopy(rng), lam=lam)
+    with as_it_was(mixer):
+        mixer.per = 'batch' # So that all rows draw as often, and their regions lie at the same place
+        drawn = MixedBatch(mixer, Batch(*pair), copy.deepcopy(rng), lam=lam)
     if drawn.place: raise ValueError(f"{name!r} mixes inside the network, where there is no picture: leave it out")
     samples = MixedSamples(dl, drawn, 1)
     if not samples.pictures: raise ValueError("there is no input that can be drawn")

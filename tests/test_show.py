@@ -959,7 +959,7 @@ def test_one_pair_a_row_for_each_mixer_and_a_column_for_each_share():
     for lam, mixed, pasted, each in zip(lams, *axes):
         np.testing.assert_allclose(pixels(mixed), as_shown(lam*x[0] + (1-lam)*x[3]), atol=1e-6)
         assert mixed.get_title() == f'λ = {lam:.2f}'
-        mix = CutMix().draw(Batch((pair,)), np.array([lam]), mix_rng(5))
+        mix = CutMix().draw_mix(Batch((pair,)), mix_rng(5), lam=lam)
         np.testing.assert_allclose(pixels(pasted), as_shown(mix(pair)[0]), atol=1e-6)
         np.testing.assert_array_equal(pixels(pasted), pixels(each)) # the same place, in every column and row
         kept = (np.abs(pixels(pasted) - as_shown(x[0])) < 1e-6).all(-1).mean()
