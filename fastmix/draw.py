@@ -67,7 +67,7 @@ def draw_region(
     size:Sequence, # The `d` spatial sizes
     rng:np.random.Generator, # The generator to draw with
 ) -> np.ndarray: # `(m, d, 2)`: first cell and one past the last, per dimension
-    "`region_around` a uniform centre, as in CutMix (arXiv 1905.04899). Raises a `ValueError` for a `lam` outside [0, 1]"
+    "`region_around` a uniform centre, as in CutMix (arXiv 1905.04899). Raises a `ValueError` for `lam` outside [0, 1]"
     if len(lam) == 1: return one_region(float(lam[0]), size, rng.random(len(size)).tolist())
     return region_around(rng.random((len(lam), len(size))), lam, size)
 
