@@ -228,8 +228,8 @@ def mixed(self:Targets,
     "The targets after `mix`, to stand in `learn.yb`"
     kinds = self.fates(mix)
     self.mixed_to = [become(mix, *o) for o in zip(self.own, kinds, self.sources)]
-    changed = any(new is not own for new, own in zip(self.mixed_to, self.own))
-    return refill(self.yb, self.mixed_to) if changed else self.yb
+    same = all(new is own for new, own in zip(self.mixed_to, self.own))
+    return self.yb if same else refill(self.yb, self.mixed_to)
 
 # %% ../nbs/02_batch.ipynb #9fb68062
 @patch

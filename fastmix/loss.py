@@ -381,8 +381,8 @@ class MixLoss:
         split=None, # `split(pred)`: the predictions for each mix, of which there are several
     ):
         mixes = mixes if isinstance(mixes, list) else [mixes]
-        vars(self).update(user_loss=func, mixes=mixes, targets=targets, facts=facts, unused=True)
-        vars(self).update(term=term, split=split)
+        vars(self).update(user_loss=func, mixes=mixes, targets=targets, facts=facts,
+                          term=term, split=split, unused=True)
 
     def __getattr__(self, name): return getattr(self.user_loss, name)
     def __setattr__(self, name, value): setattr(self.user_loss, name, value)

@@ -71,8 +71,8 @@ def partner_row(partner):
 # %% ../nbs/00_mix.ipynb #f820f23a
 def is_share_shape(shape, n, k):
     "Is this the shape of one share or `n` of them, of the sample itself or of all `k+1` parts?"
-    *rows, m = shape
-    return m in (1, n) and (rows == [k+1] or (k == 1 and not rows))
+    rows, m = shape[:-1], shape[-1]
+    return m in (1, n) and (rows == (k+1,) or (k == 1 and not rows))
 
 # %% ../nbs/00_mix.ipynb #d01d69d2
 def wrong_lam(lam): return f"`lam` is the own share and must lie in [0, 1]; got {lam}"
@@ -112,7 +112,7 @@ class Mix:
         rows = [partner_row(row) for row in partners]
         self.n, self.rows = rows[0][0], [row for _, row in rows]
         self._lam, self._weights = share_rows(lam, self.n, len(rows)), None
-        self.weigh(weights)
+        if weights is not None: self.weigh(weights)
 
 # %% ../nbs/00_mix.ipynb #876890b2
 @patch
@@ -174,13 +174,11 @@ def shift(self:Mix) -> int|None:
 # %% ../nbs/00_mix.ipynb #3080c06c
 @patch
 def check(self:Mix,
-    t:Tensor, # The tensor to mix, `(n, …)`
-    source:Tensor|None=None, # The tensor to take the partners from, `(n, …)`
+    t:Tensor, # The tensor to mix, `(n, …)`, or to take the partners from
 ):
-    "Raise a `ValueError` unless `t` and `source` are tensors of the batch that this mix was drawn for"
-    for o in (t,) if source is None else (t, source):
-        if o.ndim and o.shape[0] == self.n: continue
-        raise ValueError(f"this mix was drawn for a batch of {self.n}, and got a tensor of shape {tuple(o.shape)}: "
+    "Raise a `ValueError` unless `t` is a tensor of the batch that this mix was drawn for"
+    if not t.ndim or t.shape[0] != self.n:
+        raise ValueError(f"this mix was drawn for a batch of {self.n}, and got a tensor of shape {tuple(t.shape)}: "
                          "its first dimension must be the batch")
 
 # %% ../nbs/00_mix.ipynb #939bd0dd
@@ -237,8 +235,9 @@ def halves(self:Mix):
 @patch
 def by_halves(self:Mix, f, t, source, weight):
     "`f(sample, partner, weight)`, for a rotation half by half into a new tensor"
-    if self.shift is None or t.requires_grad or t.numel() < 2**14: return f(t, self.others(t, source), weight)
+    if t.numel() < 2**14 or t.requires_grad or self.shift is None: return f(t, self.others(t, source), weight)
     source, out = t if source is None else source, torch.empty_like(t)
+    self.check(source)
     per_sample = isinstance(weight, Tensor) and len(weight) > 1
     for own, partner in self.halves():
         f(t[own], source[partner], weight[own] if per_sample else weight, out=out[own])
@@ -251,7 +250,7 @@ def blend(self:Mix,
     source:Tensor|None=None, # The tensor to take the partners from. `None`: `t` itself
 ) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
     "Average samples and partners by share. Raises a `TypeError` for integers, a `ValueError` for another batch size"
-    self.check(t, source)
+    self.check(t)
     if not is_floating(t):
         raise TypeError(f"a tensor of {t.dtype} has nothing in between to blend to: convert it to floating point first")
     if len(self.rows) > 1: return self.blend_many(t, source)
@@ -352,7 +351,7 @@ def __call__(self:Mask,
     source:Tensor|None=None, # The tensor to take the partners from. `None`: `t` itself
 ) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
     "Mix `t`. Raises a `ValueError` for a size that does not fit, a `TypeError` where integers would be averaged"
-    self.check(t, source)
+    self.check(t)
     own = self.own_in(t)
     if own.dtype is torch.bool: return self.by_halves(where, t, source, own)
     if not is_floating(t):
@@ -482,11 +481,12 @@ def __call__(self:Paste,
     source:Tensor|None=None, # The tensor to take the partners from. `None`: `t` itself
 ) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
     "Mix `t`. Raises a `ValueError` for another batch size, or a size that does not fit"
-    self.check(t, source)
+    self.check(t)
     region = self.fast_region(t)
     if region is None: return Mask.__call__(self, t, source)
     t = t.resolve_conj().resolve_neg()
     source = t if source is None else source.resolve_conj().resolve_neg()
+    self.check(source)
     if len(region) == 1: return self.paste_one(t, source, region[0].tolist())
     if t.numel() < 2**12*self.n: return self.paste_small(t, source)
     return self.paste_each(t, source, region.tolist())
