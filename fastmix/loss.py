@@ -353,7 +353,7 @@ def weighted_loss(
     mix:Mix|None, # The mix; `None` for a clean batch
     facts:LossFacts|None=None, # What is known of the loss
 ) -> Tensor:
-    "Σ weight·L(pred, target) over a sample and its partners. Raises a `ValueError` where `func` gives too little for that"
+    "Σ weight·L(pred, target) over a sample and its partners. Raises a `ValueError` for a loss without values"
     if mix is None: return func(pred, *given)
     own, kinds, sources, stranger = targets.under(mix, given)
     if facts is None: facts = LossFacts(func, watching=False)
