@@ -26,6 +26,7 @@ def retype(t, like):
     "`t` as a tensor of the type of `like`, with what fastai keeps beside it"
     return t if type(like) is Tensor else retain_meta(like, plain(t).as_subclass(type(like)))
 
+# %% ../nbs/02_batch.ipynb #68bc4274
 def named(o, name=None):
     "Everything in `o`, nested in whatever tuples, lists and dictionaries, each with its key in a dictionary"
     if isinstance(o, (tuple, list, L)):
@@ -34,12 +35,21 @@ def named(o, name=None):
         for k, v in o.items(): yield from named(v, k)
     else: yield name, o
 
+# %% ../nbs/02_batch.ipynb #c585d59e
 def tensors(o):
     "All tensors in `o`, nested in whatever tuples, lists and dictionaries"
     for _, v in named(o):
         if isinstance(v, Tensor): yield v
 
-# %% ../nbs/02_batch.ipynb #84aaca3a
+# %% ../nbs/02_batch.ipynb #c9b27312
+def main_input(inputs):
+    "The input that a mix refers to"
+    if len(inputs) == 1: return inputs[0]
+    most = max(x.ndim for x in inputs)
+    if most < 3: return inputs[0]
+    return min((x for x in inputs if x.ndim == most), key=lambda x: x.shape[2:].numel())
+
+# %% ../nbs/02_batch.ipynb #484bbe53
 class Batch:
     "What a method of mixing sees of the batch it draws a mix for"
     source = None # Another `Batch` that partners are taken from. `None`: this one
@@ -56,48 +66,51 @@ class Batch:
             raise TypeError(f"there is no input with a batch dimension in {[type(o).__name__ for o in xb]}")
         self.x = main_input(self.inputs)
 
-    @property
-    def n(self) -> int:
-        "Batch size"
-        return self.x.shape[0]
-
-    @property
-    def size(self) -> tuple:
-        "Spatial size of the input: `(h, w)` for images, `()` for vectors"
-        return tuple(self.x.shape[2:] if self.dims is None else self.x.shape[-self.dims:])
-
-    @property
-    def shape(self) -> tuple:
-        "Shape of the input as its places see it, `(n, c, *size)`"
-        return tuple(self.x.shape) if self.dims is None else (self.n, self.x.shape[-self.dims-1], *self.size)
-
-    @property
-    def y(self) -> Tensor|None:
-        "The first target"
-        return next(map(plain, tensors(self.yb)), None)
-
-# %% ../nbs/02_batch.ipynb #c9b27312
-def main_input(inputs):
-    "The input that a mix refers to"
-    if len(inputs) == 1: return inputs[0]
-    most = max(x.ndim for x in inputs)
-    if most < 3: return inputs[0]
-    return min((x for x in inputs if x.ndim == most), key=lambda x: x.shape[2:].numel())
-
 # %% ../nbs/02_batch.ipynb #24f1588e
+@patch(as_prop=True)
+def n(self:Batch) -> int:
+    "Batch size"
+    return self.x.shape[0]
+
+# %% ../nbs/02_batch.ipynb #28bf0cb8
+@patch(as_prop=True)
+def size(self:Batch) -> tuple:
+    "Spatial size of the input: `(h, w)` for images, `()` for vectors"
+    return tuple(self.x.shape[2:] if self.dims is None else self.x.shape[-self.dims:])
+
+# %% ../nbs/02_batch.ipynb #292800ed
+@patch(as_prop=True)
+def shape(self:Batch) -> tuple:
+    "Shape of the input as its places see it, `(n, c, *size)`"
+    return tuple(self.x.shape) if self.dims is None else (self.n, self.x.shape[-self.dims-1], *self.size)
+
+# %% ../nbs/02_batch.ipynb #439c1d3c
+@patch(as_prop=True)
+def y(self:Batch) -> Tensor|None:
+    "The first target"
+    return next(map(plain, tensors(self.yb)), None)
+
+# %% ../nbs/02_batch.ipynb #da1ef8a0
 def mix_inputs(
     mix:Mix, # The mix of the batch
     xb:tuple, # Inputs: tensors, or tuples, lists and dictionaries of them
     source:tuple|None=None, # The inputs that partners are taken from, nested alike. `None`: `xb` itself
-) -> tuple:
-    "The same mix on every input. One without the spatial dimensions that a mix refers to, a vector beside an image, is blended"
+) -> tuple: # Nested as `xb`
+    "The same mix on every input. One without the places that a mix refers to, a vector beside an image, is blended"
     if source is None and all(type(x) is Tensor for x in xb): return mix.inputs(xb)
     source = None if source is None else nested(plain, tuple(source))
     return nested(retype, mix.inputs(nested(plain, tuple(xb)), source), tuple(xb))
 
 # %% ../nbs/02_batch.ipynb #93bc1759
+def is_along(target, shape):
+    "Has each step of the signal a place in `target`?"
+    if tuple(target.shape) == tuple(shape): return True
+    n, _, length = shape
+    return not is_floating(target) and target.shape[1:] in ((length,), (1, length))
+
+# %% ../nbs/02_batch.ipynb #62997a7a
 def is_spatial(
-    target:Tensor, # A target of the batch
+    target:Tensor, # A target of the batch, `(n, …)`
     shape:tuple, # Shape of the input, `(n, c, *size)`
 ) -> bool:
     "Does each place in `target` belong to a place in the input, so that it is pasted along with it?"
@@ -105,8 +118,8 @@ def is_spatial(
     target, size = plain(target), tuple(shape[2:])
     d, extra = len(size), target.ndim - 1 - len(size)
     if not d or extra not in (0, 1): return False
+    if d == 1: return is_along(target, shape)
     grid = tuple(target.shape[1+extra:])
-    if d == 1: return tuple(target.shape) == tuple(shape) or (not is_floating(target) and grid == size and (not extra or target.shape[1] == 1))
     if is_floating(target) and not extra: return all(a and a % b == 0 for a, b in zip(grid, size))
     return same_grid(grid, size)
 
@@ -115,155 +128,195 @@ words = 'mix', 'paste', 'weigh', 'union', 'keep'
 
 def check_words(targets):
     "Raise a `ValueError` for what `targets=` doesn't know"
-    said = targets if isinstance(targets, (list, tuple)) else targets.values() if isinstance(targets, dict) else [targets]
-    wrong = [word for word in said if word is not None and word not in words]
-    if wrong: raise ValueError(f"`targets` must say {', '.join(map(repr, words))}, one for all, in a list, or in a dictionary by name; got {targets!r}")
+    if isinstance(targets, dict): said = targets.values()
+    else: said = targets if isinstance(targets, (list, tuple)) else [targets]
+    if all(word is None or word in words for word in said): return
+    raise ValueError(f"`targets` must say {', '.join(map(repr, words))}, "
+                     f"one for all, in a list, or in a dictionary by name; got {targets!r}")
 
-# %% ../nbs/02_batch.ipynb #0a5b0edb
+# %% ../nbs/02_batch.ipynb #699b98e6
 def said_of(targets, yb):
     "For each tensor in `yb`, what a list or dictionary says of it. Raises a `ValueError` where it speaks of others"
     names = [name for name, y in named(yb) if isinstance(y, Tensor)]
     if isinstance(targets, dict):
-        if missing := [name for name in targets if name not in names]: raise ValueError(f"`targets` names {missing}, and the targets are {names}")
+        missing = [name for name in targets if name not in names]
+        if missing: raise ValueError(f"`targets` names {missing}, and the targets are {names}")
         return [targets.get(name) for name in names]
-    if len(targets) != len(names): raise ValueError(f"`targets` says what becomes of {len(targets)} targets, and there are {len(names)}")
-    return list(targets)
+    if len(targets) == len(names): return list(targets)
+    raise ValueError(f"`targets` says what becomes of {len(targets)} targets, and there are {len(names)}")
 
 # %% ../nbs/02_batch.ipynb #4434c6a8
+def check_points(y, word):
+    "Raise a `TypeError` for points and boxes, of which there is no mix"
+    if isinstance(y, TensorPoint) and word not in ('weigh', 'keep'):
+        raise TypeError(f"mixing is not defined for a target of type {type(y).__name__}: "
+                        "half of a point or box is none. Train without a mixer")
+
+# %% ../nbs/02_batch.ipynb #5bb9c449
 weighed = 'weigh', 'places' # The fates of a target that is kept, and the loss weighted: as a whole, or place by place
 
 def fate_of(mix, y, shape, word=None):
     "What becomes of the target `y`: 'blend', 'paste', 'weigh', 'places', 'union' or 'keep'"
-    if isinstance(y, TensorPoint):
-        if word not in ('weigh', 'keep'):
-            raise TypeError(f"mixing is not defined for a target of type {type(y).__name__}: half of a point or box is none. Train without a mixer")
-    mix.check(y := y if isinstance(y, TensorImageBase) else plain(y))
+    check_points(y, word)
+    y = y if isinstance(y, TensorImageBase) else plain(y)
+    mix.check(y)
     if word in ('weigh', 'keep', 'union'): return word
     if mix.size is not None and (word == 'paste' or is_spatial(y, shape)):
         grid = tuple(y.shape[y.ndim-len(mix.size):])
         return 'places' if not is_floating(y) and mix.is_soft(grid) else 'paste'
     if word == 'paste': raise ValueError(f"`targets='paste'`: a {type(mix).__name__} has no places")
     if is_floating(y): return 'blend'
-    if word == 'mix': raise TypeError(f"`targets='mix'`: a target of {y.dtype} has nothing in between. Leave it out, or say 'weigh'")
-    return 'weigh'
+    if word != 'mix': return 'weigh'
+    raise TypeError(f"`targets='mix'`: a target of {y.dtype} has nothing in between. Leave it out, or say 'weigh'")
 
-# %% ../nbs/02_batch.ipynb #8b7cdceb
-def refill(o, values):
-    "`o` with other tensors in it, in the order in which they stand"
-    values = iter(values)
-    return nested(lambda _: next(values), tuple(o))
-
-def become(mix, y, fate, source=None):
-    "The target `y` after the mix"
-    if fate in (*weighed, 'keep', None): return y
-    f = {'blend': mix.blend, 'paste': mix, 'union': lambda t, source: union(mix, t, source)}[fate]
-    return retype(f(plain(y), source if source is None else plain(source)), y)
-
+# %% ../nbs/02_batch.ipynb #ae9bb92a
 def union(mix, y, source=None, least=.05):
     "Every label of the samples that are in the mix with a share of `least` or more"
-    if y.ndim < 2: raise TypeError("`targets='union'` needs multi-hot labels, (n, classes); a class number has no union")
+    if y.ndim < 2:
+        raise TypeError("`targets='union'` needs multi-hot labels, (n, classes); a class number has no union")
     audible = to_device(mix.shares, y).view(*mix.shares.shape, *[1]*(y.ndim-1)) >= least
     out = y * audible[0]
     for i in range(len(mix.rows)): out = torch.maximum(out, mix.others(y, source, i) * audible[i+1])
     return out
 
-# %% ../nbs/02_batch.ipynb #fb66aba6
+# %% ../nbs/02_batch.ipynb #68f87bdd
+def become(mix, y, fate, source=None):
+    "The target `y` after the mix"
+    if fate in (*weighed, 'keep', None): return y
+    y_plain, source = plain(y), source if source is None else plain(source)
+    if fate == 'union': return retype(union(mix, y_plain, source), y)
+    return retype((mix.blend if fate == 'blend' else mix)(y_plain, source), y)
+
+# %% ../nbs/02_batch.ipynb #fa11e83d
+def refill(o, values):
+    "`o` with other tensors in it, in the order in which they stand"
+    values = iter(values)
+    return nested(lambda _: next(values), tuple(o))
+
+# %% ../nbs/02_batch.ipynb #ec13fab6
 class Targets:
     "The targets of a batch, and what becomes of each"
     def __init__(self,
         yb:tuple, # The own targets, nested as they like
         shape:tuple=(), # Shape of the input, `(n, c, *size)`
-        said:str|list|dict|None=None, # What becomes of them: one word for all, a list, or a dictionary by name. `None`: the rule
+        said:str|list|dict|None=None, # One word for all, a list, or a dictionary by name. `None`: the rule decides
     ):
         "Raises a `ValueError` where `said` speaks of other targets"
         self.yb, self.shape, self.own = yb, tuple(shape), list(tensors(yb))
-        self.said = [said]*len(self.own) if said is None or isinstance(said, str) else said_of(said, yb)
-        self.sources = [None]*len(self.own)
+        for_all = said is None or isinstance(said, str)
+        self.said = [said]*len(self.own) if for_all else said_of(said, yb)
+        self.sources, self.inputs = [None]*len(self.own), ()
         self.mixed_to = self.known = None
-        self.inputs, self.decided = (), {}
+        self.decided = {}
 
-    def take_from(self,
-        yb:tuple, # Targets nested as the own ones
-    ):
-        "Take the partners' targets from another batch. Raises a `ValueError` where it has others"
-        self.sources = [plain(t) for t in tensors(yb)]
-        if len(self.sources) != len(self.own): raise ValueError(f"the source has {len(self.sources)} targets, and the batch has {len(self.own)}")
+# %% ../nbs/02_batch.ipynb #1c91870e
+@patch
+def fates(self:Targets,
+    mix:Mix|None, # A mix of the batch; `None` where it is left clean
+) -> list: # 'blend', 'paste', 'weigh', 'places', 'union' or 'keep', for each tensor in the targets
+    "What becomes of each target. Raises a `TypeError` or `ValueError` for one that can't become what was said"
+    if mix is None: return ['keep']*len(self.own)
+    if mix not in self.decided:
+        self.decided[mix] = [fate_of(mix, y, self.shape, word) for y, word in zip(self.own, self.said)]
+    return self.decided[mix]
 
-    def fates(self,
-        mix:Mix|None, # A mix of the batch; `None` where it is left clean
-    ) -> list:
-        "What becomes of each target: 'blend', 'paste', 'weigh', 'places', 'union' or 'keep'"
-        if mix is None: return ['keep']*len(self.own)
-        if mix not in self.decided: self.decided[mix] = [fate_of(mix, y, self.shape, word) for y, word in zip(self.own, self.said)]
-        return self.decided[mix]
+# %% ../nbs/02_batch.ipynb #079a7ac7
+@patch
+def mixed(self:Targets,
+    mix:Mix, # A mix of the batch
+) -> tuple: # Nested as the own targets
+    "The targets after `mix`, to stand in `learn.yb`"
+    kinds = self.fates(mix)
+    self.mixed_to = [become(mix, *o) for o in zip(self.own, kinds, self.sources)]
+    same = all(new is own for new, own in zip(self.mixed_to, self.own))
+    return self.yb if same else refill(self.yb, self.mixed_to)
 
-    def mixed(self, mix:Mix) -> tuple:
-        "The targets after `mix`, to stand in `learn.yb`"
-        made = [become(mix, y, fate, source) for y, fate, source in zip(self.own, self.fates(mix), self.sources)]
-        self.mixed_to = made
-        return self.yb if all(new is own for new, own in zip(made, self.own)) else refill(self.yb, made)
+# %% ../nbs/02_batch.ipynb #9fb68062
+@patch
+def take_from(self:Targets,
+    yb:tuple, # Targets nested as the own ones
+):
+    "Take the partners' targets from another batch. Raises a `ValueError` where it has others"
+    self.sources = [plain(t) for t in tensors(yb)]
+    if len(self.sources) == len(self.own): return
+    raise ValueError(f"the source has {len(self.sources)} targets, and the batch has {len(self.own)}")
 
-# %% ../nbs/02_batch.ipynb #68f87bdd
+# %% ../nbs/02_batch.ipynb #3d8670eb
 def memory(t): return t.untyped_storage().data_ptr()
 
 def exactly(t): return memory(t), t.storage_offset(), t.shape
 
+# %% ../nbs/02_batch.ipynb #13c292c8
 @patch
 def remember(self:Targets):
-    "Know the targets by their memory, and the mixed inputs, which an autoencoder is given as targets"
+    "Know the targets by their memory, and the mixed inputs: for each a number, and whether it is mixed"
     self.known = {memory(plain(x)): (None, True) for x in tensors(self.inputs)}
-    for made, was_mixed in (self.own, False), (self.mixed_to or [], True):
-        for i, t in enumerate(made):
-            if was_mixed and t is self.own[i]: continue
-            t = plain(t)
-            self.known.setdefault(memory(t), (i, was_mixed))
-            self.known[exactly(t)] = i, was_mixed
+    new = self.mixed_to or []
+    found = [(i, False, t) for i, t in enumerate(self.own)]
+    found += [(i, True, t) for i, t in enumerate(new) if t is not self.own[i]]
+    for i, was_mixed, t in found:
+        t = plain(t)
+        self.known.setdefault(memory(t), (i, was_mixed))
+        self.known[exactly(t)] = i, was_mixed
 
+# %% ../nbs/02_batch.ipynb #6013440e
 @patch
 def find(self:Targets, t, place):
-    "Which target is `t`, the tensor number `place` that the loss is given? Its number, and whether it is mixed; `None` for neither"
-    if place < len(self.own) and t is self.own[place]: return place, False
+    "Which target is `t`, the tensor number `place` that the loss is given? Its number, and if it is mixed; else `None`"
+    in_place = self.own[place] if place < len(self.own) else None
+    if t is in_place: return place, False
     if self.known is None: self.remember()
     t = plain(t)
     found = self.known.get(exactly(t)) or self.known.get(memory(t))
-    if found: return found
-    if place < len(self.own) and self.own[place].shape == t.shape: return place, bool(self.mixed_to) and self.mixed_to[place] is not self.own[place]
+    if found or in_place is None or in_place.shape != t.shape: return found
+    return place, bool(self.mixed_to) and self.mixed_to[place] is not in_place
 
-# %% ../nbs/02_batch.ipynb #fa11e83d
+# %% ../nbs/02_batch.ipynb #71da9343
+@patch
+def kinds_of(self:Targets, mix, found):
+    "For each target that was found the fate that is still to come, and the source to take partners from"
+    fates = self.fates(mix)
+    open_ones = [None if where is None or where[1] else where[0] for where in found]
+    kinds = [None if i is None else fates[i] for i in open_ones]
+    return kinds, [None if i is None else self.sources[i] for i in open_ones]
+
+# %% ../nbs/02_batch.ipynb #44012750
 @patch
 def under(self:Targets, mix, given):
-    "`given`, the targets as the loss gets them, all mixed that are to be mixed; for each tensor in it its fate, and its source; and is one a stranger?"
+    "`given` as the loss should see it; for each tensor in it its fate, and its source; and is one a stranger?"
     found = [self.find(t, i) for i, t in enumerate(tensors(given))]
-    fates, kinds, sources = self.fates(mix), [], []
-    for where in found:
-        i, was_mixed = where or (None, True)
-        kinds.append(None if was_mixed else fates[i])
-        sources.append(None if was_mixed else self.sources[i])
-    at = iter(range(len(found)))
-    def one(t): return become(mix, t, kinds[i := next(at)], sources[i])
-    return nested(one, tuple(given)), kinds, sources, None in found
+    kinds, sources = self.kinds_of(mix, found)
+    fate = iter(zip(kinds, sources))
+    return nested(lambda t: become(mix, t, *next(fate)), tuple(given)), kinds, sources, None in found
 
-# %% ../nbs/02_batch.ipynb #ec13fab6
+# %% ../nbs/02_batch.ipynb #20e6f475
 def is_binary(y): return is_floating(y) and bool(((y == 0) | (y == 1)).all())
 
 @patch
+def labels_in(self:Targets, mix, found):
+    "For each target that was found its number, if it is binary and was blended or united; else `None`"
+    fates = self.fates(mix)
+    def one(i):
+        if i is not None and fates[i] in ('blend', 'union') and is_binary(plain(self.own[i])): return i
+    return [one(where and where[0]) for where in found]
+
+# %% ../nbs/02_batch.ipynb #99dc77ff
+@patch
 def apart(self:Targets, mix, given):
-    "`given` of the sample itself, and of each partner, as a metric wants them; one alone where the mix has changed nothing that it counts"
+    "`given` of the sample itself, and of each partner, as a metric wants them; only the first if all are the same"
     own, kinds, sources, _ = self.under(mix, given)
     found = [self.find(t, i) for i, t in enumerate(tensors(given))]
-    for n, where in enumerate(found):
-        i = where and where[0]
-        if i is None or self.fates(mix)[i] not in ('blend', 'union') or not is_binary(plain(self.own[i])): continue
-        kinds[n], sources[n] = 'labels', self.sources[i]
-    whole = [self.own[where[0]] if kind == 'labels' else t for t, kind, where in zip(tensors(own), kinds, found)]
-    counted = [kind in (*weighed, 'labels') for kind in kinds]
-    rows = [whole] + [[mix.others(plain(t), s, j) if c else t for t, s, c in zip(whole, sources, counted)] for j in range(len(mix.rows))]
-    return [refill(own, row) for row in (rows if any(counted) else rows[:1])]
+    whole, counted = list(tensors(own)), [kind in weighed for kind in kinds]
+    for at, i in enumerate(self.labels_in(mix, found)):
+        if i is not None: whole[at], counted[at], sources[at] = self.own[i], True, self.sources[i]
+    if not any(counted): return [refill(own, whole)]
+    def of(which): return [mix.others(plain(t), s, which) if c else t for t, s, c in zip(whole, sources, counted)]
+    return [refill(own, row) for row in (whole, *map(of, range(len(mix.rows))))]
 
-# %% ../nbs/02_batch.ipynb #079a7ac7
+# %% ../nbs/02_batch.ipynb #085da9af
 @patch
 def may_weigh(self:Targets, places):
-    "May the loss have to be weighted? `places`: will the mix have places, so that spatial targets are pasted?"
+    "May the loss have to be weighted?"
     def weighs(y, word):
         if word is not None: return word == 'weigh'
         return not is_floating(plain(y)) and not (places and is_spatial(y, self.shape))

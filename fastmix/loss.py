@@ -1,6 +1,6 @@
 """What a mixed sample should be called, for any loss function
 
-A sample that is .6 leonberger and .4 Ragdoll should be predicted as just that. Where the target is a class number, the loss is taken against both and weighted: `λ·L(pred, own) + (1-λ)·L(pred, partner)`.
+Where the target is a class number, the loss is taken against both and weighted: `λ·L(pred, own) + (1-λ)·L(pred, partner)`.
 
 `MixLoss` puts that around any loss for the length of one batch: a loss object with a `reduction`, a function with a `reduction` argument, or a callable that only returns a number. In every other respect it is the user's loss: attributes are read and written through, and a pickle of it *is* the user's loss."""
 
@@ -29,16 +29,11 @@ def inner(loss):
     "The object in the `partial` of one that has a `reduction`"
     return loss.func if type(loss) is partial and hasattr(loss.func, 'reduction') else loss
 
-@contextmanager
-def unreduced(loss):
-    "`loss` without its reduction"
-    with NoneReduce(inner(loss)) as values: yield values if inner(loss) is loss else partial(values, *loss.args, **loss.keywords)
-
-def reduce(values, reduction): return values.mean() if reduction == 'mean' else values.sum() if reduction == 'sum' else values
-
-# %% ../nbs/03_loss.ipynb #82950bb7
-def reduction_of(loss) -> str|None:
-    "How `loss` reduces: its `reduction` attribute, or the default of that argument. `None` if it has neither"
+# %% ../nbs/03_loss.ipynb #8f5bc876
+def reduction_of(
+    loss, # Any loss
+) -> str|None: # 'mean', 'sum' or 'none'; `None` if it has no such attribute or argument
+    "How `loss` reduces: its `reduction` attribute, or the default of that argument"
     loss = inner(loss)
     reduction = getattr(loss, 'reduction', None)
     if reduction is None:
@@ -48,148 +43,219 @@ def reduction_of(loss) -> str|None:
     return reduction if reduction in ('mean', 'sum', 'none') else None
 
 # %% ../nbs/03_loss.ipynb #ea3c0f9c
+@contextmanager
+def unreduced(loss):
+    "`loss` without its reduction"
+    core = inner(loss)
+    with NoneReduce(core) as values:
+        yield values if core is loss else partial(values, *loss.args, **loss.keywords)
+
+# %% ../nbs/03_loss.ipynb #8ddbcc05
+def reduce(values, reduction):
+    "`values` as a loss with that `reduction` gives them"
+    if reduction == 'mean': return values.mean()
+    return values.sum() if reduction == 'sum' else values
+
+# %% ../nbs/03_loss.ipynb #ee84b0f4
 class_forwards = nn.CrossEntropyLoss.forward, nn.NLLLoss.forward
 class_functions = F.cross_entropy, F.nll_loss
 class_defaults = [{name: arg.default for name, arg in inspect.signature(f).parameters.items()} for f in class_functions]
 
-# %% ../nbs/03_loss.ipynb #c7d00162
-def class_settings(loss) -> dict|None:
-    "The `weight`, `ignore_index` and `label_smoothing` of a cross entropy or negative log-likelihood loss, flattened or not; else `None`"
-    core = loss.func if isinstance(loss, BaseLoss) and type(loss).__call__ is BaseLoss.__call__ else loss
-    if getattr(type(core), 'forward', None) in class_forwards:
-        return dict(log=isinstance(core, nn.NLLLoss), weight=core.weight, ignore_index=core.ignore_index,
-                    label_smoothing=getattr(core, 'label_smoothing', 0.), reduction=core.reduction)
-    func, given = (core.func, core.keywords) if type(core) is partial and not core.args else (core, {})
+def function_settings(loss):
+    "`class_settings` of one of the `class_functions`, or a `partial` of it"
+    func, given = (loss.func, loss.keywords) if type(loss) is partial and not loss.args else (loss, {})
     if func not in class_functions: return None
     kw = class_defaults[class_functions.index(func)] | given
     if kw['size_average'] is not None or kw['reduce'] is not None: return None
-    return dict(log=func is class_functions[1], weight=kw['weight'], ignore_index=kw['ignore_index'],
-                label_smoothing=kw.get('label_smoothing', 0.), reduction=kw['reduction'])
-
-# %% ../nbs/03_loss.ipynb #ee84b0f4
-def class_axis(loss, pred, own):
-    "`pred`, the axis of its classes, and what is done with each target so that it fits; `None` where they don't"
-    if not isinstance(loss, BaseLoss): axis, flat = 1, noop
-    elif not loss.flatten: # The classes are where torch wants them, unless fastai moves another axis to the end
-        if loss.axis % pred.ndim != pred.ndim-1: return None
-        axis, flat = 1, noop
-    else:
-        axis, flat = loss.axis % pred.ndim, noop
-        if (pred.ndim > 4 and axis != pred.ndim-1) or pred[(slice(None),)*axis + (0,)].shape != own.shape:
-            if not loss.is_2d: return None
-            pred, axis = loss._contiguous(pred), 1
-            pred, flat = pred.view(-1, pred.shape[-1]), lambda o: loss._contiguous(o).reshape(-1)
-    fits = pred.ndim > 1 and pred.shape[:axis] + pred.shape[axis+1:] == flat(own).shape
-    return (pred, axis, flat) if fits else None
+    return dict(log=func is F.nll_loss, label_smoothing=kw.get('label_smoothing', 0.),
+                weight=kw['weight'], ignore_index=kw['ignore_index'], reduction=kw['reduction'])
 
 # %% ../nbs/03_loss.ipynb #e8ac825d
+def class_settings(
+    loss, # Any loss
+) -> dict|None: # `weight`, `ignore_index`, `label_smoothing`, `reduction`; and `log`: does it take log-probabilities?
+    "The settings of a cross entropy or negative log-likelihood loss, flattened by fastai or not; else `None`"
+    flattened = isinstance(loss, BaseLoss) and type(loss).__call__ is BaseLoss.__call__
+    core = loss.func if flattened else loss
+    if getattr(type(core), 'forward', None) not in class_forwards: return function_settings(core)
+    return dict(log=isinstance(core, nn.NLLLoss), label_smoothing=getattr(core, 'label_smoothing', 0.),
+                weight=core.weight, ignore_index=core.ignore_index, reduction=core.reduction)
+
+# %% ../nbs/03_loss.ipynb #aeb717ae
+def fits(pred, axis, target):
+    "Has `pred`, with classes on `axis`, a prediction for each place of `target`?"
+    return pred.ndim > 1 and pred.shape[:axis] + pred.shape[axis+1:] == target.shape
+
+# %% ../nbs/03_loss.ipynb #09525ddd
+def flat_axis(loss, pred, own):
+    "`class_axis` for a loss that fastai flattens"
+    axis = loss.axis % pred.ndim
+    as_they_are = pred.ndim <= 4 or axis == pred.ndim-1
+    if as_they_are and fits(pred, axis, own): return pred, axis, noop
+    if not loss.is_2d: return None
+    pred = loss._contiguous(pred)
+    return pred.view(-1, pred.shape[-1]), 1, lambda o: loss._contiguous(o).reshape(-1)
+
+# %% ../nbs/03_loss.ipynb #f3ac7590
+def class_axis(loss, pred, own):
+    "`pred`, the axis of its classes, and what is done with each target so that it fits; `None` where they don't"
+    found = pred, 1, noop
+    if isinstance(loss, BaseLoss):
+        if loss.flatten: found = flat_axis(loss, pred, own)
+        elif loss.axis % pred.ndim != pred.ndim-1: return None # fastai moves another axis to the end
+    if found is None: return None
+    pred, axis, flat = found
+    return found if fits(pred, axis, flat(own)) else None
+
+# %% ../nbs/03_loss.ipynb #de4cc23b
+def spread_loss(log_probs, share, class_weight, axis):
+    "What label smoothing adds"
+    if class_weight is not None: log_probs = log_probs.movedim(axis, -1).mul(class_weight).movedim(-1, axis)
+    return (share.sum(axis) * log_probs.sum(axis)).sum()
+
+# %% ../nbs/03_loss.ipynb #eedb32f9
+def class_sum(log_probs, axis, target, share, settings):
+    "The weighted sum of the losses, and the weights in it"
+    counts = target != settings['ignore_index']
+    target, share = target*counts, share*counts
+    class_weight, smoothing = settings['weight'], settings['label_smoothing']
+    weight = share if class_weight is None else share*class_weight.take(target)
+    total = -(weight * log_probs.gather(axis, target).masked_fill(weight == 0, 0)).sum()
+    if smoothing:
+        spread = spread_loss(log_probs, share, class_weight, axis)
+        total = (1-smoothing)*total - smoothing/log_probs.shape[axis]*spread
+    return total, weight
+
+# %% ../nbs/03_loss.ipynb #b22da036
 def class_loss(
     loss, # A loss whose `class_settings` are not `None`
     settings:dict, # Its `class_settings`, with reduction 'mean' or 'sum'
     pred:Tensor, # `(n, c, *size)`, or with the classes on the `axis` of a flattened loss
     targets:list, # The own class numbers `(n, *size)`, and those of each partner
     weights:Tensor, # `(k+1, …)`: how much each of them counts, shaped to multiply it
-) -> Tensor|None: # `None` where `pred`, targets and class weights don't fit together: the loss itself will say why
-    "Cross entropy against own and partner, each weighted by its share and its class weight, over the sum of those weights"
-    pred, targets, smoothing, class_weight = plain(pred), [plain(t) for t in targets], settings['label_smoothing'], settings['weight']
+) -> Tensor|None: # `None` where `pred`, targets and class weights don't fit together
+    "Cross entropy against own and partner, weighted by share and class weight, over the sum of those weights"
+    pred, targets, class_weight = plain(pred), [plain(t) for t in targets], settings['weight']
     found = class_axis(loss, pred, targets[0])
-    if found is None or (class_weight is not None and class_weight.shape != found[0].shape[found[1]:found[1]+1]): return None
+    if found is None: return None
     pred, axis, flat = found
+    if class_weight is not None and class_weight.shape != pred.shape[axis:axis+1]: return None
     target = torch.stack([flat(t) for t in targets], axis).long()
-    share = weights.movedim(0, axis) if flat is noop else torch.stack([flat(w.expand(targets[0].shape)) for w in weights], axis)
-    counts = target != settings['ignore_index']
-    target, share = target*counts, share*counts
-    weight = share if class_weight is None else share*class_weight.take(target)
+    if flat is noop: share = weights.movedim(0, axis)
+    else: share = torch.stack([flat(w.expand(targets[0].shape)) for w in weights], axis)
     log_probs = pred if settings['log'] else F.log_softmax(pred, axis)
-    total = -(weight * log_probs.gather(axis, target).masked_fill(weight == 0, 0)).sum()
-    if smoothing: total = (1-smoothing)*total - smoothing/pred.shape[axis] * spread_loss(log_probs, share, class_weight, axis)
+    total, weight = class_sum(log_probs, axis, target, share, settings)
     if settings['reduction'] == 'mean': total = total/weight.sum()
-    single = isinstance(loss, BaseLoss) and log_probs.dtype is torch.float64 # fastai's losses give single precision for double
+    single = isinstance(loss, BaseLoss) and log_probs.dtype is torch.float64 # As fastai's losses have it
     return total.to(torch.float32 if single else log_probs.dtype)
-
-# %% ../nbs/03_loss.ipynb #fbdb5295
-def spread_loss(log_probs, share, class_weight, axis):
-    "What label smoothing adds: every class, by its weight"
-    if class_weight is not None: log_probs = log_probs.movedim(axis, -1).mul(class_weight).movedim(-1, axis)
-    return (share.sum(axis) * log_probs.sum(axis)).sum()
 
 # %% ../nbs/03_loss.ipynb #9c819827
 def value_counts(pred, target, n):
-    "How many unreduced values there can be: one per sample, per target, or per sample and class"
+    "How many unreduced values there can be"
     return n, target.numel(), n*pred.shape[1] if isinstance(pred, Tensor) and pred.ndim > 1 else n
 
-# %% ../nbs/03_loss.ipynb #e888ac0b
+# %% ../nbs/03_loss.ipynb #39fa7de9
+def tried(loss, pred, n, several):
+    "The unreduced values for each of `several` targets, `(n, …)`; `None` where the loss has none"
+    try:
+        with unreduced(loss) as values: found = [values(pred, *targets) for targets in several]
+    except torch.OutOfMemoryError: raise
+    except Exception: return None
+    counts = value_counts(pred, next(tensors(several[0])), n)
+    if all(isinstance(v, Tensor) and v.numel() in counts for v in found): return [v.reshape(n, -1) for v in found]
+
+# %% ../nbs/03_loss.ipynb #6579777e
+def close(a, b): return torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-6, equal_nan=True)
+
+# %% ../nbs/03_loss.ipynb #533aeecc
+@torch.no_grad()
 def separable(
     loss, # Any loss with a reduction
-    pred:Tensor, # The model's output for the batch
+    pred:Tensor, # The model's output for the batch, `(n, …)`
     own:tuple, # The targets
     partner:tuple, # The partners' targets
     n:int, # Batch size
 ) -> bool|None: # `None` if this batch cannot tell
     "Does each of the loss's unreduced values depend on one sample's target, and is its reduction the plain one?"
-    half = nested(lambda o, p: torch.cat((o[:n//2], p[n//2:])), own, partner)
-    with torch.no_grad():
-        reduced = loss(pred, *own)
-        try:
-            with unreduced(loss) as values: values = [values(pred, *targets) for targets in (own, partner, half)]
-        except torch.OutOfMemoryError: raise
-        except Exception: return False # It takes another reduction badly, in whatever way
-        first = next(tensors(own))
-        if not all(isinstance(v, Tensor) and v.numel() in value_counts(pred, first, n) for v in values): return False
-        a, b, c = (v.reshape(n, -1) for v in values)
-        close = lambda x, y: torch.allclose(x.float(), y.float(), rtol=1e-3, atol=1e-6, equal_nan=True)
-        if close(a[:n//2], b[:n//2]) or close(a[n//2:], b[n//2:]): return None
-        return close(c, torch.cat((a[:n//2], b[n//2:]))) and close(reduce(values[0], reduction_of(loss)), reduced)
+    def halves(o, p): return torch.cat((o[:n//2], p[n//2:]))
+    reduced = loss(pred, *own)
+    found = tried(loss, pred, n, [own, partner, nested(halves, own, partner)])
+    if found is None: return False
+    a, b, c = found
+    if close(a[:n//2], b[:n//2]) or close(a[n//2:], b[n//2:]): return None
+    return close(c, halves(a, b)) and close(reduce(a, reduction_of(loss)), reduced)
 
-# %% ../nbs/03_loss.ipynb #9a4158f9
-def weighs_samples(loss, n_targets:int=1) -> bool|None:
-    "Can `loss` be weighted with one λ per sample? `None` if that has to be tried with `separable`"
+# %% ../nbs/03_loss.ipynb #4bc28b18
+def weighs_samples(
+    loss, # Any loss
+    n_targets:int=1, # How many targets it is given
+) -> bool|None: # `None` if that has to be tried with `separable`
+    "Can `loss` be weighted with one λ per sample?"
     if n_targets == 1 and class_settings(loss): return True
     return None if reduction_of(loss) else False
 
-# %% ../nbs/03_loss.ipynb #4bc28b18
+# %% ../nbs/03_loss.ipynb #29e52c55
 class LossFacts:
     "What is known of a loss: can it be weighted sample by sample?"
     def __init__(self,
         loss, # The user's loss
-        mixer:str='MixLoss', # Who asks, for warnings
+        mixer:str='MixLoss', # Who asks, for warnings; '' for nobody, who gets none
         before:bool|None=None, # What an earlier run found out, for a loss that would have to be tried
         watching:bool=True, # Look in the first epoch whether the loss leaves targets out?
     ):
-        self.loss, self.mixer, self.before, self.per_sample = loss, mixer, before, None
-        self.trying, self.watching, self.plain, self.told = False, watching, None, set()
+        self.loss, self.mixer, self.before, self.watching = loss, mixer, before, watching
+        self.per_sample = self.plain = None
+        self.trying, self.told = False, set()
 
-    def ask(self, n_targets:int=1) -> bool|None: # `None`: the coming batch gets one λ, and tells
-        "Can the loss be weighted with one λ per sample?"
-        if self.per_sample is None:
-            known = weighs_samples(self.loss, n_targets)
-            self.judge(self.before if known is None else known)
-        self.trying = self.per_sample is None
-        return self.per_sample
+# %% ../nbs/03_loss.ipynb #97dd4dc6
+@patch
+def tell(self:LossFacts,
+    what:str, # What to say
+):
+    "Warn, once"
+    if self.mixer and what not in self.told: warnings.warn(f"{self.mixer}: {what}")
+    self.told.add(what)
 
-    def judge(self, verdict):
-        "Take note of what was found out"
-        if verdict is not None: self.per_sample, self.trying = verdict, False
-        if verdict is False: self.tell(f"the loss {self.loss!r} cannot be weighted sample by sample, so every batch gets one λ instead of one λ per sample")
+# %% ../nbs/03_loss.ipynb #528a8559
+@patch
+def judge(self:LossFacts,
+    verdict:bool|None, # Can the loss be weighted sample by sample? `None` changes nothing
+):
+    "Take note of what was found out"
+    if verdict is None: return
+    self.per_sample, self.trying = verdict, False
+    if not verdict: self.tell(f"the loss {self.loss!r} cannot be weighted sample by sample, "
+                              "so every batch gets one λ instead of one λ per sample")
 
-    def tell(self, what):
-        "Warn, once"
-        if self.mixer and what not in self.told: warnings.warn(f"{self.mixer}: {what}")
-        self.told.add(what)
+# %% ../nbs/03_loss.ipynb #07ffae47
+@patch
+def ask(self:LossFacts,
+    n_targets:int=1, # How many targets the loss is given
+) -> bool|None: # `None`: the coming batch gets one λ, and tells
+    "Can the loss be weighted with one λ per sample?"
+    if self.per_sample is None:
+        known = weighs_samples(self.loss, n_targets)
+        self.judge(self.before if known is None else known)
+    self.trying = self.per_sample is None
+    return self.per_sample
 
-    def silent(self) -> 'LossFacts':
-        "The same, for a picture: it says nothing, and what it finds out is not kept"
-        facts = LossFacts(self.loss, '', self.before)
-        facts.per_sample = self.per_sample
-        return facts
+# %% ../nbs/03_loss.ipynb #eeff3ad0
+@patch
+def silent(self:LossFacts) -> LossFacts:
+    "The same, for a picture: it says nothing, and what it finds out is not kept"
+    facts = LossFacts(self.loss, '', self.before)
+    facts.per_sample = self.per_sample
+    return facts
 
-# %% ../nbs/03_loss.ipynb #9fa2169d
+# %% ../nbs/03_loss.ipynb #95b46fbc
 @patch
 def watch(self:LossFacts, values, reduced, reduction):
-    "Is the mean of the loss's values the mean that it returns? Asked of every batch of an epoch; the answer stays on the device"
-    close = torch.isclose(reduce(values, reduction).float(), reduced.float(), rtol=.01, atol=1e-4, equal_nan=True).all()
+    "Is the mean of the loss's values the mean that it returns? The answer stays on the device"
+    mean = reduce(values, reduction).float()
+    close = torch.isclose(mean, reduced.float(), rtol=.01, atol=1e-4, equal_nan=True).all()
     self.plain = close if self.plain is None else self.plain & close
 
+# %% ../nbs/03_loss.ipynb #e3943961
 @patch
 def end_epoch(self:LossFacts):
     "Has the loss left nothing out in this epoch? It need not be watched in the next ones then"
@@ -197,9 +263,10 @@ def end_epoch(self:LossFacts):
     exact, self.plain, self.watching = self.plain, None, False
     if exact: return
     self.per_sample = False
-    self.tell(f"in this epoch the loss {self.loss!r} has left targets out, and its weighted mean was somewhat off. From now on it is exact")
+    self.tell(f"in this epoch the loss {self.loss!r} has left targets out, and its weighted mean was somewhat off. "
+              "From now on it is exact")
 
-# %% ../nbs/03_loss.ipynb #97dd4dc6
+# %% ../nbs/03_loss.ipynb #bf48157d
 def label_weights(mix, t, kind):
     "How much the own label counts, and that of each partner, shaped to multiply the target `t`"
     if kind == 'places':
@@ -208,6 +275,7 @@ def label_weights(mix, t, kind):
     weights = mix.weights
     return to_device(weights.view(*weights.shape, *[1]*(t.ndim-1)), t)
 
+# %% ../nbs/03_loss.ipynb #1478d3fd
 def exchanged(mix, own, kinds, sources, which):
     "`own` targets, with those that are weighed exchanged for a partner's"
     at = iter(zip(kinds, sources))
@@ -216,31 +284,13 @@ def exchanged(mix, own, kinds, sources, which):
         return mix.others(t, source, which) if kind in weighed else t
     return nested(one, own)
 
-# %% ../nbs/03_loss.ipynb #528a8559
-def weighted_loss(
-    func, # The user's loss
-    pred, # The model's output for the mixed batch
-    given:tuple, # The targets, as the loss takes them
-    targets:Targets, # What becomes of them
-    mix:Mix|None, # The mix; `None` for a clean batch
-    facts:LossFacts|None=None, # What is known of the loss
-) -> Tensor:
-    "Σ weight·L(pred, target) over a sample and its partners. Raises a `ValueError` for a loss that cannot be weighted like that"
-    if mix is None: return func(pred, *given)
-    own, kinds, sources, stranger = targets.under(mix, given)
-    if facts is None: facts = LossFacts(func, watching=False)
-    if stranger: facts.tell("the loss was given a target that was not there when the batch was mixed: it counts for the mixed sample, with no partner's beside it")
-    if not any(kind in weighed for kind in kinds): return func(pred, *own)
-    parts = [own, *(exchanged(mix, own, kinds, sources, i) for i in range(len(mix.rows)))]
+# %% ../nbs/03_loss.ipynb #f7a50c2a
+def by_classes(func, pred, parts, mix, kinds):
+    "`class_loss`, where `func` is one and all fits; else `None`"
+    own = parts[0]
     settings = class_settings(func) if len(own) == 1 and isinstance(own[0], Tensor) else None
-    if settings and settings['reduction'] != 'none':
-        loss = class_loss(func, settings, pred, [part[0] for part in parts], label_weights(mix, own[0], kinds[0]))
-        if loss is not None: return loss
-    by_sample = mix.weights.shape[1] > 1 or 'places' in kinds
-    if by_sample and facts.per_sample is None: facts.ask(len(kinds))
-    if facts.trying: facts.judge(separable(func, pred, parts[0], parts[1], mix.n))
-    if not by_sample: return one_weight(func, pred, parts, mix.weights[:, 0])
-    return sample_weights(func, pred, parts, mix, kinds, facts)
+    if not settings or settings['reduction'] == 'none': return None
+    return class_loss(func, settings, pred, [part[0] for part in parts], label_weights(mix, own[0], kinds[0]))
 
 # %% ../nbs/03_loss.ipynb #13fd3742
 def one_weight(func, pred, parts, weights):
@@ -249,33 +299,77 @@ def one_weight(func, pred, parts, weights):
     return sum(weight*func(pred, *part) for weight, part in zip(weights, parts))
 
 # %% ../nbs/03_loss.ipynb #f655d092
-def sample_weights(func, pred, parts, mix, kinds, facts):
-    "The unreduced losses, weighted, then reduced"
-    reduction, first = reduction_of(func), next(t for t, kind in zip(tensors(parts[0]), kinds) if kind in weighed)
-    if facts.per_sample is False or reduction is None:
-        raise ValueError(f"{facts.mixer} weighs the labels of each sample in a way of their own, and the loss {func!r} cannot be weighted sample by sample. "
-                         "Give it a `reduction` as torch's losses have one, or take a method with one λ for the batch")
-    with unreduced(func) as values: values = [values(pred, *part) for part in parts]
-    if values[0].numel() not in value_counts(pred, first, mix.n) or any(v.shape != values[0].shape for v in values):
-        raise ValueError(f"the loss {func!r} gave values of shape {' and '.join(str(tuple(v.shape)) for v in values)} for {mix.n} samples with targets of shape {tuple(first.shape)}: "
-                         "one that leaves targets out cannot be weighted with one λ per sample. Give the mixer per='batch'")
-    if facts.watching:
-        with torch.no_grad(): facts.watch(values[0], func(pred, *parts[0]), reduction)
-    if 'places' in kinds: weights = [fit_places(func, w, first, values[0]) for w in label_weights(mix, first, 'places')]
-    else: weights = to_device(mix.weights, values[0]).view(len(values), -1, 1)
-    shape = values[0].shape if 'places' in kinds else (mix.n, -1)
-    total = sum(weight*value.reshape(shape) for weight, value in zip(weights, values))
-    return reduce(total.view(values[0].shape), reduction)
+def all_values(func, pred, parts, n, first):
+    "The unreduced losses for each part. Raises a `ValueError` where they aren't one per sample or target"
+    with unreduced(func) as values: found = [values(pred, *part) for part in parts]
+    shapes = [tuple(v.shape) for v in found]
+    if found[0].numel() in value_counts(pred, first, n) and len(set(shapes)) == 1: return found
+    raise ValueError(f"the loss {func!r} gave values of shape {' and '.join(map(str, shapes))} "
+                     f"for {n} samples with targets of shape {tuple(first.shape)}: one that leaves targets out "
+                     "cannot be weighted with one λ per sample. Give the mixer per='batch'")
 
+# %% ../nbs/03_loss.ipynb #232026e8
 def fit_places(func, weight, target, values):
-    "Weights of the places of `target` in the shape of the loss's `values`. Raises a `ValueError` where there is no value for each place"
+    "Weights of the places of `target` in the shape of `values`. Raises a `ValueError` where places have no values"
     weight = weight.expand(target.shape)
-    if values.numel() != target.numel(): raise ValueError(f"the loss {func!r} gives no value for each place, and the mask averages places: take a loss that does")
     if values.shape == target.shape: return weight
+    if values.numel() != target.numel():
+        raise ValueError(f"the loss {func!r} gives no value for each place, and the mask averages places: "
+                         "take a loss that does")
     if isinstance(inner(func), BaseLoss): weight = inner(func)._contiguous(weight)
     return weight.reshape(values.shape)
 
-# %% ../nbs/03_loss.ipynb #232026e8
+# %% ../nbs/03_loss.ipynb #b787867d
+def weighted_values(func, values, mix, kinds, first):
+    "The values of all parts, weighted and added up"
+    if 'places' in kinds:
+        weights, shape = label_weights(mix, first, 'places'), values[0].shape
+        weights = [fit_places(func, w, first, values[0]) for w in weights]
+    else:
+        weights, shape = to_device(mix.weights, values[0]).view(len(values), -1, 1), (mix.n, -1)
+    total = sum(weight*value.reshape(shape) for weight, value in zip(weights, values))
+    return total.view(values[0].shape)
+
+# %% ../nbs/03_loss.ipynb #f1c199f8
+def sample_weights(func, pred, parts, mix, kinds, facts):
+    "The unreduced losses, weighted, then reduced"
+    reduction = reduction_of(func)
+    if facts.per_sample is False or reduction is None:
+        raise ValueError(f"{facts.mixer} weighs the labels of each sample in a way of their own, "
+                         f"and the loss {func!r} cannot be weighted sample by sample. "
+                         "Give it a `reduction` as torch's losses have one, or take a method with one λ for the batch")
+    first = next(t for t, kind in zip(tensors(parts[0]), kinds) if kind in weighed)
+    values = all_values(func, pred, parts, mix.n, first)
+    if facts.watching:
+        with torch.no_grad(): facts.watch(values[0], func(pred, *parts[0]), reduction)
+    return reduce(weighted_values(func, values, mix, kinds, first), reduction)
+
+# %% ../nbs/03_loss.ipynb #a03dfe23
+def weighted_loss(
+    func, # The user's loss
+    pred, # The model's output for the mixed batch
+    given:tuple, # The targets, as the loss takes them
+    targets:Targets, # What becomes of them
+    mix:Mix|None, # The mix; `None` for a clean batch
+    facts:LossFacts|None=None, # What is known of the loss
+) -> Tensor:
+    "Σ weight·L(pred, target) over a sample and its partners. Raises a `ValueError` for a loss without values"
+    if mix is None: return func(pred, *given)
+    own, kinds, sources, stranger = targets.under(mix, given)
+    if facts is None: facts = LossFacts(func, watching=False)
+    if stranger: facts.tell("the loss was given a target that was not there when the batch was mixed: "
+                            "it counts for the mixed sample, with no partner's beside it")
+    if not any(kind in weighed for kind in kinds): return func(pred, *own)
+    parts = [own, *(exchanged(mix, own, kinds, sources, i) for i in range(len(mix.rows)))]
+    loss = by_classes(func, pred, parts, mix, kinds)
+    if loss is not None: return loss
+    by_sample = mix.weights.shape[1] > 1 or 'places' in kinds
+    if by_sample and facts.per_sample is None: facts.ask(len(kinds))
+    if facts.trying: facts.judge(separable(func, pred, parts[0], parts[1], mix.n))
+    if not by_sample: return one_weight(func, pred, parts, mix.weights[:, 0])
+    return sample_weights(func, pred, parts, mix, kinds, facts)
+
+# %% ../nbs/03_loss.ipynb #43d4d5eb
 class MixLoss:
     "`func`, weighted by a mix; after the batch, and in every other respect, `func` itself"
     def __init__(self,
@@ -287,31 +381,47 @@ class MixLoss:
         split=None, # `split(pred)`: the predictions for each mix, of which there are several
     ):
         mixes = mixes if isinstance(mixes, list) else [mixes]
-        vars(self).update(user_loss=func, mixes=mixes, targets=targets, facts=facts, term=term, split=split, unused=True)
-
-    def __call__(self, pred, *targets, **kwargs):
-        "The loss of `pred`, a mixed batch's output, against `targets`, that batch's own targets"
-        func = partial(self.user_loss, **kwargs) if kwargs else self.user_loss
-        if self.mixes is None: return func(pred, *targets)
-        if kwargs and not targets: raise TypeError('the loss of a mixed batch takes its targets by position: `loss(pred, target)`')
-        vars(self)['unused'] = False
-        pairs = [(pred, self.mixes[0])] if self.split is None else self.split(pred)
-        losses = [self.one(func, pred, targets, mix) for pred, mix in pairs]
-        return losses[0] if len(losses) == 1 else sum(losses)/len(losses)
-
-    def one(self, func, pred, targets, mix):
-        "The loss under one mix"
-        loss = weighted_loss(func, pred, targets, self.targets, mix, self.facts)
-        more = self.term(pred, mix) if self.term and mix is not None else None
-        return loss if more is None else loss + more
-
-    def restore(self):
-        "End the batch: from here on this is the user's loss. Returns that"
-        vars(self).update(mixes=None, targets=None, facts=None, term=None, split=None)
-        return self.user_loss
+        vars(self).update(user_loss=func, mixes=mixes, targets=targets, facts=facts,
+                          term=term, split=split, unused=True)
 
     def __getattr__(self, name): return getattr(self.user_loss, name)
     def __setattr__(self, name, value): setattr(self.user_loss, name, value)
     def __delattr__(self, name): delattr(self.user_loss, name)
     def __repr__(self): return repr(self.user_loss)
     def __reduce__(self): return noop, (self.user_loss,)
+
+# %% ../nbs/03_loss.ipynb #a7237b10
+@patch
+def one(self:MixLoss,
+    func, # The user's loss
+    pred, # The model's output for this mix
+    targets:tuple, # The targets, as the loss takes them
+    mix:Mix|None, # The mix; `None` for the clean batch, which gets no term
+) -> Tensor:
+    "The loss under one mix"
+    loss = weighted_loss(func, pred, targets, self.targets, mix, self.facts)
+    more = self.term(pred, mix) if self.term and mix is not None else None
+    return loss if more is None else loss + more
+
+# %% ../nbs/03_loss.ipynb #ccf29fba
+@patch
+def __call__(self:MixLoss,
+    pred, # The model's output for the mixed batch
+    *targets, # That batch's targets
+    **kwargs): # Passed on to the user's loss
+    "The loss of `pred`. Raises a `TypeError` where targets come by name"
+    func = partial(self.user_loss, **kwargs) if kwargs else self.user_loss
+    if self.mixes is None: return func(pred, *targets)
+    if kwargs and not targets:
+        raise TypeError('the loss of a mixed batch takes its targets by position: `loss(pred, target)`')
+    vars(self)['unused'] = False
+    pairs = [(pred, self.mixes[0])] if self.split is None else self.split(pred)
+    losses = [self.one(func, pred, targets, mix) for pred, mix in pairs]
+    return losses[0] if len(losses) == 1 else sum(losses)/len(losses)
+
+# %% ../nbs/03_loss.ipynb #556bcb01
+@patch
+def restore(self:MixLoss):
+    "End the batch: from here on this is the user's loss. Returns that"
+    vars(self).update(mixes=None, targets=None, facts=None, term=None, split=None)
+    return self.user_loss

@@ -1,6 +1,6 @@
 """What a mixed sample is made of: a weighted average, a pasted region, or a weight for each place
 
-A **mix** is what was drawn for one batch: whose partner is who, how much of each sample is kept, and where. `Blend` is the mix of MixUp, a weighted average. `Paste` is the mix of CutMix, a region of the partner laid over the sample. `Mask` is the general case: each place has a weight of its own.
+A **mix** is what was drawn for one batch: whose partner is who, how much of each sample is kept, and where. `Blend` is the mix of MixUp, a weighted average. `Paste` is the mix of CutMix, a region of the partner laid over the sample. `Mask` is the general case: each place has a weight.
 
 A mix is a plain deterministic object. You can call it on the images of a batch, on their masks, on soft targets or activations, and each time the same thing happens. All randomness lives elsewhere, in `fastmix.draw`.
 
@@ -37,62 +37,100 @@ def rotation(
     return cached_rotation(n, shift).copy()
 
 # %% ../nbs/00_mix.ipynb #0f4230bf
+Numbers = Sequence|np.ndarray|Tensor # What a mix may be given, be it made by hand or on a GPU
+
 def on_host(o): return not isinstance(o, Tensor) or o.is_cpu
 
+# %% ../nbs/00_mix.ipynb #9890d08a
 def as_array(o, **kwargs):
     "A new array of what is on the host, or of the numbers given"
     return np.array(o.detach().numpy() if isinstance(o, Tensor) else o, **kwargs)
 
-def wrong_partner(partner): return f"`partner` must hold, for each of the n samples, an index in 0..n-1; got {partner!r}"
+# %% ../nbs/00_mix.ipynb #24ad6f71
+def shift_of(index):
+    "The shift, where `index` is a rotation; else `None`"
+    n, shift = index.size, int(index[0])
+    if 0 <= shift < n and index.tobytes() == cached_rotation(n, shift).tobytes(): return shift
+
+# %% ../nbs/00_mix.ipynb #f306706c
+def wrong_partner(partner):
+    return f"`partner` must hold, for each of the n samples, an index in 0..n-1; got {partner!r}"
 
 def partner_row(partner):
-    "The number of samples and their partners: a rotation's shift, or else the index. Raises a `ValueError` for one outside of the batch"
+    "The number of samples and their partners. Raises a `ValueError` for one outside of the batch"
     if not on_host(partner): return len(partner), partner
     index = partner.numpy() if isinstance(partner, Tensor) else np.asarray(partner)
-    if not index.size or index.ndim != 1 or index.dtype.kind not in 'iu': raise ValueError(wrong_partner(partner))
-    n, shift, index = index.size, int(index[0]), index.astype(np.int64, copy=False)
-    if 0 <= shift < n and index.tobytes() == cached_rotation(n, shift).tobytes(): return n, shift
-    if index.min() < 0 or index.max() >= n: raise ValueError(wrong_partner(partner))
-    return n, torch.from_numpy(index.copy())
+    is_index = index.size and index.ndim == 1 and index.dtype.kind in 'iu'
+    if not is_index: raise ValueError(wrong_partner(partner))
+    index = index.astype(np.int64, copy=False)
+    shift = shift_of(index)
+    if shift is not None: return index.size, shift
+    if index.min() < 0 or index.max() >= index.size: raise ValueError(wrong_partner(partner))
+    return index.size, torch.from_numpy(index.copy())
 
 # %% ../nbs/00_mix.ipynb #f820f23a
+def is_share_shape(shape, n, k):
+    "Is this the shape of one share or `n` of them, of the sample itself or of all `k+1` parts?"
+    rows, m = shape[:-1], shape[-1]
+    return m in (1, n) and (rows == (k+1,) or (k == 1 and not rows))
+
+# %% ../nbs/00_mix.ipynb #d01d69d2
 def wrong_lam(lam): return f"`lam` is the own share and must lie in [0, 1]; got {lam}"
 
+def check_shares(share):
+    "Raise a `ValueError` for what can't be the shares of a sample"
+    least, most = np.minimum.reduce(share, None), np.maximum.reduce(share, None)
+    if not (least >= 0 and most <= 1): raise ValueError(wrong_lam(share))
+    if share.ndim == 2 and not np.allclose(share.sum(0), 1, atol=1e-4):
+        raise ValueError(f"the shares of a sample must add up to 1; got {share.sum(0)}")
+
+# %% ../nbs/00_mix.ipynb #a4340474
 def share_rows(share, n, k, name='lam'):
     "`share` as a tensor `(m,)`, or `(k+1, m)`. Raises a `ValueError` for another shape, or for what is no share"
     if not on_host(share): return share
     share = as_array(share, dtype=np.float32, ndmin=1)
-    rows, m = share.shape if share.ndim == 2 else (k+1 if k == 1 else 0, share.size)
-    if share.ndim > 2 or rows != k+1 or m not in (1, n):
-        raise ValueError(f"`{name}` must be one number or {n}, one per sample" + (f", for each of {k+1} parts" if k > 1 else '')
-                         + f"; got shape {share.shape if share.ndim > 1 or m > 1 else ()}")
-    if not (np.minimum.reduce(share, None) >= 0 and np.maximum.reduce(share, None) <= 1): raise ValueError(wrong_lam(share))
-    if share.ndim == 2 and not np.allclose(share.sum(0), 1, atol=1e-4): raise ValueError(f"the shares of a sample must add up to 1; got {share.sum(0)}")
+    if not is_share_shape(share.shape, n, k):
+        parts = f", for each of {k+1} parts" if k > 1 else ''
+        got = share.shape if share.ndim > 1 or share.size > 1 else ()
+        raise ValueError(f"`{name}` must be one number or {n}, one per sample{parts}; got shape {got}")
+    check_shares(share)
     return torch.from_numpy(share)
 
-# %% ../nbs/00_mix.ipynb #d01d69d2
+# %% ../nbs/00_mix.ipynb #81f47cb9
 class Mix:
-    "What was drawn for one batch: who each sample's partners are, and how much of each it holds. Base of `Blend`, `Mask` and `Paste`"
+    "What was drawn for one batch: each sample's partners, and how much of each. Base of `Blend`, `Mask` and `Paste`"
     size = None # The spatial size that the mix refers to, if it treats places differently
     soft = False # Are there places that are averaged?
     anywhere = False # Has an input these places whatever stands before them, and not only batch and channels?
     def __init__(self,
-        lam:float|Sequence|np.ndarray|Tensor, # Own share in [0, 1]: one for the batch, or `(n,)`. For k > 1 partners the `k+1` shares, `(k+1, m)`, m = 1 or n
-        partner:Sequence|np.ndarray|Tensor, # `(n,)`: index in the batch of each sample's partner; `(k, n)` for k partners
-        weights:Sequence|np.ndarray|Tensor|None=None, # How much the labels count, in [0, 1]: own weights `(m,)`, or `(k+1, m)`. `None`: as the shares
+        lam:float|Numbers, # Own share in [0, 1], one or `(n,)`; for k > 1 partners all shares, `(k+1, m)`, m = 1 or n
+        partner:Numbers, # `(n,)`: index in the batch of each sample's partner; `(k, n)` for k partners
+        weights:Numbers|None=None, # Label weights: own ones `(m,)` in [0, 1], or `(k+1, m)`. `None`: the shares
     ):
-        "Raises a `ValueError` if `lam` or `weights` lie outside [0, 1], if a partner lies outside the batch, or if their lengths differ"
-        rows = [partner_row(row) for row in (partner if np.ndim(partner) == 2 else [partner])]
+        "Raises a `ValueError` for a share outside [0, 1], a partner outside the batch, or lengths that differ"
+        partners = partner if np.ndim(partner) == 2 else [partner]
+        rows = [partner_row(row) for row in partners]
         self.n, self.rows = rows[0][0], [row for _, row in rows]
-        self._lam = share_rows(lam, self.n, len(rows))
-        self._weights = None if weights is None else share_rows(weights, self.n, len(rows), 'weights')
+        self._lam, self._weights = share_rows(lam, self.n, len(rows)), None
+        if weights is not None: self.weigh(weights)
 
-    @property
-    def lam(self) -> Tensor:
-        "`(m,)`: the own share, one for the batch or one per sample"
-        return self._lam if self._lam.ndim == 1 else self._lam[0]
+# %% ../nbs/00_mix.ipynb #876890b2
+@patch
+def weigh(self:Mix,
+    weights:Numbers|None, # Own weights `(m,)` in [0, 1], m = 1 or n, or `(k+1, m)`; `None` changes nothing
+):
+    "Let labels count as much as `weights` say. Raises a `ValueError` for one outside [0, 1] or another length"
+    if weights is not None: self._weights = share_rows(weights, self.n, len(self.rows), 'weights')
 
-    def __repr__(self): return f"{type(self).__name__}(n={self.n}, lam={np.round(self.lam.cpu().numpy(), 3)})"
+# %% ../nbs/00_mix.ipynb #70f82881
+@patch(as_prop=True)
+def lam(self:Mix) -> Tensor:
+    "`(m,)`: the own share, one for the batch or one per sample"
+    return self._lam if self._lam.ndim == 1 else self._lam[0]
+
+# %% ../nbs/00_mix.ipynb #9b3be626
+@patch
+def __repr__(self:Mix): return f"{type(self).__name__}(n={self.n}, lam={np.round(self.lam.cpu().numpy(), 3)})"
 
 # %% ../nbs/00_mix.ipynb #5c41635f
 def all_rows(share):
@@ -102,52 +140,55 @@ def all_rows(share):
     own = share.numpy() # For a few numbers NumPy is faster
     return torch.from_numpy(np.array([own, 1-own]))
 
-# %% ../nbs/00_mix.ipynb #089f98b1
+# %% ../nbs/00_mix.ipynb #cf5884c1
 @patch(as_prop=True)
 def shares(self:Mix) -> Tensor:
     "`(k+1, m)`: how much of the sample itself, and of each partner, is in the mix"
     return all_rows(self._lam)
 
+# %% ../nbs/00_mix.ipynb #0700ab63
 @patch(as_prop=True)
 def weights(self:Mix) -> Tensor:
     "`(k+1, m)`: how much each label counts. The shares, unless the method says otherwise"
     return all_rows(self._lam if self._weights is None else self._weights)
 
-@patch
-def weigh(self:Mix, weights):
-    "Let the labels count as much as `weights` say: own weights `(m,)`, or `(k+1, m)`; `None` changes nothing"
-    if weights is not None: self._weights = share_rows(weights, self.n, len(self.rows), 'weights')
-
+# %% ../nbs/00_mix.ipynb #5b5aa390
 @patch(as_prop=True)
 def partners(self:Mix) -> Tensor:
     "`(k, n)`: index in the batch of each sample's partners"
-    return torch.stack([torch.from_numpy(rotation(self.n, row)) if isinstance(row, int) else row for row in self.rows])
+    rows = [torch.from_numpy(rotation(self.n, row)) if isinstance(row, int) else row for row in self.rows]
+    return torch.stack(rows)
 
+# %% ../nbs/00_mix.ipynb #0f3355d4
 @patch(as_prop=True)
 def partner(self:Mix) -> Tensor:
     "`(n,)`: index in the batch of each sample's first partner"
     return self.partners[0]
 
+# %% ../nbs/00_mix.ipynb #579526b8
 @patch(as_prop=True)
 def shift(self:Mix) -> int|None:
     "How far away the partner is, where all are a rotation of the batch"
     return self.rows[0] if len(self.rows) == 1 and isinstance(self.rows[0], int) else None
 
-# %% ../nbs/00_mix.ipynb #939bd0dd
+# %% ../nbs/00_mix.ipynb #3080c06c
 @patch
-def check(self:Mix, t:Tensor):
+def check(self:Mix,
+    t:Tensor, # The tensor to mix, `(n, …)`, or to take the partners from
+):
     "Raise a `ValueError` unless `t` is a tensor of the batch that this mix was drawn for"
     if not t.ndim or t.shape[0] != self.n:
         raise ValueError(f"this mix was drawn for a batch of {self.n}, and got a tensor of shape {tuple(t.shape)}: "
                          "its first dimension must be the batch")
 
+# %% ../nbs/00_mix.ipynb #939bd0dd
 @patch
 def others(self:Mix,
     t:Tensor, # A tensor of the batch, `(n, …)`
     source:Tensor|None=None, # The tensor to take the partners from. `None`: `t` itself
     which:int=0, # Which partner, in 0..k-1
-) -> Tensor:
-    "The partners' rows of `t`"
+) -> Tensor: # `(n, …)`
+    "The partners' rows of `t`. Raises a `ValueError` for another batch size"
     source, row = t if source is None else source, self.rows[which]
     self.check(source)
     if isinstance(row, int): return source.roll(-row, 0) if row else source
@@ -155,13 +196,17 @@ def others(self:Mix,
 
 # %% ../nbs/00_mix.ipynb #d7616fc6
 def to_device(own, t, dtype=None):
-    "`own` on the device of `t`. A copy to a CUDA device does not wait for it; elsewhere the memory might be gone by then"
+    "`own` on the device of `t`, and of `dtype` if one is given"
     if own.device == t.device and dtype in (None, own.dtype): return own
     return own.to(t.device, dtype, non_blocking=own.is_cpu and t.is_cuda)
 
+# %% ../nbs/00_mix.ipynb #e154a094
 def is_floating(t): return t.is_floating_point() or t.is_complex()
 
-# %% ../nbs/00_mix.ipynb #e154a094
+# %% ../nbs/00_mix.ipynb #7572537e
+@patch
+def own_share(self:Mix, t): return to_device(self.lam.view(-1, *[1]*(t.ndim-1)), t, t.dtype)
+
 @patch
 def partner_share(self:Mix, t, which=0):
     "How much of a partner is in the mix: a number, or a tensor shaped to multiply `t`"
@@ -170,6 +215,15 @@ def partner_share(self:Mix, t, which=0):
     if self._lam.is_cpu and len(share) == 1: return share.item()
     return to_device(torch.as_tensor(share.reshape(-1, *[1]*(t.ndim-1))), t, t.dtype)
 
+# %% ../nbs/00_mix.ipynb #84cfe6e2
+@patch
+def blend_many(self:Mix, t, source):
+    "`blend` for several partners"
+    out = t * self.own_share(t)
+    for i in range(len(self.rows)): out = torch.add(out, self.others(t, source, i) * self.partner_share(t, i))
+    return out
+
+# %% ../nbs/00_mix.ipynb #976271e6
 @patch
 def halves(self:Mix):
     "For a rotation: the slices `(own, partner)` that together cover the batch"
@@ -177,20 +231,30 @@ def halves(self:Mix):
     if not k: return [(slice(None), slice(None))]
     return (slice(None, -k), slice(k, None)), (slice(-k, None), slice(None, k))
 
-# %% ../nbs/00_mix.ipynb #5e8ac3d2
+# %% ../nbs/00_mix.ipynb #c54a6b3a
+@patch
+def by_halves(self:Mix, f, t, source, weight):
+    "`f(sample, partner, weight)`, for a rotation half by half into a new tensor"
+    if t.numel() < 2**14 or t.requires_grad or self.shift is None: return f(t, self.others(t, source), weight)
+    source, out = t if source is None else source, torch.empty_like(t)
+    self.check(source)
+    per_sample = isinstance(weight, Tensor) and len(weight) > 1
+    for own, partner in self.halves():
+        f(t[own], source[partner], weight[own] if per_sample else weight, out=out[own])
+    return out
+
+# %% ../nbs/00_mix.ipynb #0dec0486
 @patch
 def blend(self:Mix,
     t:Tensor, # A floating tensor of the batch, `(n, …)`
     source:Tensor|None=None, # The tensor to take the partners from. `None`: `t` itself
 ) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
-    "The average of every sample and its partners, weighted by their shares. Raises a `TypeError` for an integer tensor"
+    "Average samples and partners by share. Raises a `TypeError` for integers, a `ValueError` for another batch size"
     self.check(t)
     if not is_floating(t):
         raise TypeError(f"a tensor of {t.dtype} has nothing in between to blend to: convert it to floating point first")
     if len(self.rows) > 1: return self.blend_many(t, source)
-    weight = self.partner_share(t)
-    if self.shift is None or t.requires_grad or t.numel() < 2**14: return torch.lerp(t, self.others(t, source), weight)
-    return self.blend_halves(t, t if source is None else source, weight)
+    return self.by_halves(torch.lerp, t, source, self.partner_share(t))
 
 # %% ../nbs/00_mix.ipynb #849854d9
 class Blend(Mix):
@@ -202,68 +266,47 @@ class Blend(Mix):
         "Mix `t`. Raises a `TypeError` for an integer tensor, a `ValueError` for another batch size"
         return self.blend(t, source)
 
-# %% ../nbs/00_mix.ipynb #848d42dd
-@patch
-def blend_halves(self:Mix, t, source, weight):
-    "`blend` for a rotation: nothing is gathered, and nothing written twice"
-    out = torch.empty_like(t)
-    for own, partner in self.halves():
-        torch.lerp(t[own], source[partner], weight[own] if isinstance(weight, Tensor) and len(weight) > 1 else weight, out=out[own])
-    return out
-
-@patch
-def blend_many(self:Mix, t, source):
-    "`blend` for several partners, one after the other"
-    out = t * self.own_share(t)
-    for i in range(len(self.rows)): out = torch.add(out, self.others(t, source, i) * self.partner_share(t, i))
-    return out
-
-@patch
-def own_share(self:Mix, t): return to_device(self.lam.view(-1, *[1]*(t.ndim-1)), t, t.dtype)
+# %% ../nbs/00_mix.ipynb #8c474202
+def check_own(own, n):
+    "Raise a `TypeError` or `ValueError` for what can't be the own weights of `n` samples"
+    is_soft = own.is_floating_point()
+    if not (is_soft or own.dtype is torch.bool): raise TypeError(f"`own` must be bool or floating; got {own.dtype}")
+    if not 2 <= own.ndim <= 4 or not own.numel() or len(own) not in (1, n):
+        raise ValueError(f"`own` must have the shape (1, *size), or ({n}, *size) for a mask per sample, "
+                         f"with 1 to 3 spatial dimensions; got {tuple(own.shape)}")
+    if is_soft and own.is_cpu and not ((own >= 0) & (own <= 1)).all(): raise ValueError("`own` must lie in [0, 1]")
 
 # %% ../nbs/00_mix.ipynb #e92d6e88
 class Mask(Mix):
     "An own weight for each place: a bool mask chooses between sample and partner, a floating one averages them"
     def __init__(self,
-        own:Tensor|np.ndarray, # `(m, *size)`, bool or floating in [0, 1], m = 1 or n: how much of the sample itself is kept. One to three spatial dimensions
-        partner:Sequence|np.ndarray|Tensor, # `(n,)`: index in the batch of each sample's partner
-        weights:Sequence|np.ndarray|Tensor|None=None, # How much the labels count: own weights `(m,)`, or `(2, m)`. `None`: as the shares
+        own:Tensor|np.ndarray, # How much is kept: `(m, *size)`, m = 1 or n, of 1 to 3 sizes; bool or floating in [0, 1]
+        partner:Numbers, # `(n,)`: index in the batch of each sample's partner
+        weights:Numbers|None=None, # Label weights: own ones `(m,)` in [0, 1], or `(2, m)`. `None`: the shares
     ):
         "Raises a `ValueError` for weights outside [0, 1] and for another shape, a `TypeError` for another dtype"
-        own = torch.as_tensor(own)
-        if not (own.dtype is torch.bool or own.is_floating_point()): raise TypeError(f"`own` must be bool or floating; got {own.dtype}")
-        if not 2 <= own.ndim <= 4 or not own.numel() or len(own) not in (1, len(partner)):
-            raise ValueError(f"`own` must have the shape (1, *size), or ({len(partner)}, *size) for a mask per sample, with 1 to 3 spatial "
-                             f"dimensions; got {tuple(own.shape)}")
-        if own.is_cpu and own.is_floating_point() and not ((own >= 0) & (own <= 1)).all(): raise ValueError("`own` must lie in [0, 1]")
-        self.own, self.size, self.soft = own, tuple(own.shape[1:]), own.is_floating_point()
-        super().__init__(own.flatten(1).mean(1, dtype=torch.float32), partner, weights)
-
-    def __call__(self,
-        t:Tensor, # A tensor of the batch, `(n, …, *size)`. A bool mask takes any dtype, a floating one needs a floating tensor
-        source:Tensor|None=None, # The tensor to take the partners from. `None`: `t` itself
-    ) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
-        "Mix `t`. Raises a `ValueError` for another batch size, or a size that does not fit; a `TypeError` where integers would be averaged"
-        self.check(t)
-        own = self.own_in(t)
-        if own.dtype is torch.bool: return self.choose(own, t, source)
-        if not is_floating(t): raise TypeError(f"a floating mask averages, and a tensor of {t.dtype} has nothing in between")
-        return self.average(own, t, source)
+        self.own = torch.as_tensor(own)
+        check_own(self.own, len(partner))
+        self.size, self.soft = tuple(self.own.shape[1:]), self.own.is_floating_point()
+        super().__init__(self.own.flatten(1).mean(1, dtype=torch.float32), partner, weights)
 
 # %% ../nbs/00_mix.ipynb #315aadec
-def covered(cells, size):
-    "`(cells, size)`: how much of each of `cells` equal parts of a line lies in each of `size` parts"
-    edges, others = np.arange(cells+1)*size, np.arange(size+1)*cells # both lines are `cells*size` long
-    overlap = np.minimum(edges[1:, None], others[1:]) - np.maximum(edges[:-1, None], others[:-1])
-    return torch.from_numpy(overlap.clip(0)/size).float()
-
 def same_grid(size, other):
     "Is `size` a whole multiple of `other`, or is one the other times a factor, within rounding?"
     if len(size) != len(other) or not all(size): return False
     if all(a % b == 0 for a, b in zip(size, other)): return True
-    return max((a-1)/b for a, b in zip(size, other)) < min((a+1)/b for a, b in zip(size, other))
+    least, most = [[(a+d)/b for a, b in zip(size, other)] for d in (-1, 1)]
+    return max(least) < min(most)
 
 # %% ../nbs/00_mix.ipynb #6aa238e2
+def covered(cells, size):
+    "`(cells, size)`: how much of each of `cells` equal parts of a line lies in each of `size` parts"
+    edges, others = np.arange(cells+1)*size, np.arange(size+1)*cells # Both lines are `cells*size` long
+    first = np.maximum(edges[:-1, None], others[:-1])
+    last = np.minimum(edges[1:, None], others[1:])
+    return torch.from_numpy((last - first).clip(0)/size).float()
+
+# %% ../nbs/00_mix.ipynb #7023ad24
 @patch
 def own_at(self:Mask,
     size:tuple, # Another spatial size
@@ -271,83 +314,93 @@ def own_at(self:Mask,
     "The own weights on another grid. Raises a `ValueError` where the two do not fit"
     if tuple(size) == self.size: return self.own
     if not same_grid(size, self.size):
-        raise ValueError(f"a mix of places within {self.size} does not fit a size of {tuple(size)}: that must be a whole multiple, or "
-                         "the same proportions. Resize it to fit before it is mixed")
+        raise ValueError(f"a mix of places within {self.size} does not fit a size of {tuple(size)}: "
+                         "that must be a whole multiple, or the same proportions. Resize it to fit before it is mixed")
     own = self.own
     for dim, (a, b) in enumerate(zip(size, self.size), 1):
         if a % b == 0: own = own.repeat_interleave(a//b, dim)
         else: own = (own.movedim(dim, -1).float() @ to_device(covered(a, b), own).T).movedim(-1, dim)
     return own
 
+# %% ../nbs/00_mix.ipynb #e4687d82
 @patch
-def own_in(self:Mask, t:Tensor) -> Tensor:
-    "The own weights at the places of `t`, shaped to multiply it: `(m, 1, …, *size)`"
+def own_in(self:Mask,
+    t:Tensor, # A tensor of the batch, `(n, …, *size)`
+) -> Tensor: # `(m, 1, …, *size)`
+    "The own weights at the places of `t`, shaped to multiply it. Raises a `ValueError` where `t` has other places"
     d = len(self.size)
-    if t.ndim <= d: raise ValueError(f"a mix of places within {self.size} needs a tensor with as many spatial dimensions; got shape {tuple(t.shape)}")
+    if t.ndim <= d:
+        raise ValueError(f"a mix of places within {self.size} needs a tensor with as many spatial dimensions; "
+                         f"got shape {tuple(t.shape)}")
     own = self.own_at(tuple(t.shape[t.ndim-d:]))
     return to_device(own.reshape(len(own), *[1]*(t.ndim-1-d), *own.shape[1:]), t)
 
-# %% ../nbs/00_mix.ipynb #c9b4797c
+# %% ../nbs/00_mix.ipynb #38af3003
 @patch
 def is_soft(self:Mix, size):
-    "Are there places in a grid of `size` that are neither kept nor replaced as a whole?"
+    "Are there places that are averaged in a grid of `size`?"
     return self.soft or any(a % b for a, b in zip(size, self.size))
 
-# %% ../nbs/00_mix.ipynb #7023ad24
-@patch
-def by_halves(self:Mix, f, own, t, source):
-    "`f(own weights, sample, partner)` of a rotation, half by half into a new tensor"
-    source, out = t if source is None else source, torch.empty_like(t)
-    for mine, theirs in self.halves(): f(own[mine] if len(own) > 1 else own, t[mine], source[theirs], out=out[mine])
-    return out
+# %% ../nbs/00_mix.ipynb #20b20d03
+def where(own, partner, keep, out=None): return torch.where(keep, own, partner, out=out)
 
+# %% ../nbs/00_mix.ipynb #137c0029
 @patch
-def choose(self:Mask, own, t, source):
-    "Each place of the sample itself, or of its partner"
-    if self.shift is None or t.requires_grad: return torch.where(own, t, self.others(t, source))
-    return self.by_halves(torch.where, own, t, source)
+def __call__(self:Mask,
+    t:Tensor, # A tensor of the batch, `(n, …, *size)`: of any dtype for a bool mask, floating for a floating one
+    source:Tensor|None=None, # The tensor to take the partners from. `None`: `t` itself
+) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
+    "Mix `t`. Raises a `ValueError` for a size that does not fit, a `TypeError` where integers would be averaged"
+    self.check(t)
+    own = self.own_in(t)
+    if own.dtype is torch.bool: return self.by_halves(where, t, source, own)
+    if not is_floating(t):
+        raise TypeError(f"a floating mask averages, and a tensor of {t.dtype} has nothing in between")
+    return self.by_halves(torch.lerp, t, source, (1 - own).to(t.dtype))
 
-@patch
-def average(self:Mask, own, t, source):
-    "Each place the average of sample and partner"
-    theirs = (1 - own).to(t.dtype)
-    if self.shift is None or t.requires_grad: return torch.lerp(t, self.others(t, source), theirs)
-    return self.by_halves(lambda w, a, b, out: torch.lerp(a, b, w, out=out), theirs, t, source)
-
-# %% ../nbs/00_mix.ipynb #38af3003
+# %% ../nbs/00_mix.ipynb #51db870b
 def cells_inside(bounds, size, arange):
-    "`(m, *size)`: where regions with `bounds`, `(m, d, 2)`, are; an array or a tensor, as `bounds` and what `arange` makes"
+    "`(m, *size)`: the places of regions `(m, d, 2)`; an array or a tensor, as `bounds` and what `arange` makes"
     rows, d = [], len(size)
     for i, length in enumerate(size):
-        cell = arange(length)
-        row = (cell >= bounds[:, i, :1]) & (cell < bounds[:, i, 1:])
+        cell, low, high = arange(length), bounds[:, i, :1], bounds[:, i, 1:]
+        row = (cell >= low) & (cell < high)
         rows.append(row.reshape(len(row), *[1]*i, length, *[1]*(d-1-i)))
     return reduce(and_, rows)
 
-# %% ../nbs/00_mix.ipynb #5859b0a8
+# %% ../nbs/00_mix.ipynb #3e1b6e2f
+def measured_one(region, size):
+    "Does the only region lie within `size`, and how many cells does it hold?"
+    sides = region[0].tolist()
+    within = all(0 <= low <= high <= length for (low, high), length in zip(sides, size))
+    return within, math.prod(high-low for low, high in sides)
+
+def measured_each(region, size):
+    "Do all regions lie within `size`, and how many cells does each hold?"
+    low, high = region[..., 0], region[..., 1]
+    return ((low >= 0) & (low <= high) & (high <= size)).all(), (high-low).prod(-1)
+
+# %% ../nbs/00_mix.ipynb #d48bb292
 def checked_region(region, size, n):
-    "`region` as an array `(m, d, 2)`, and how many cells each holds. Raises a `ValueError` for what is no region within `size`"
+    "`region` as an array `(m, d, 2)`, and how many cells each holds. Raises a `ValueError` for one outside of `size`"
     region, d = as_array(region, ndmin=3), len(size)
-    if not 1 <= d <= 3 or min(size) < 1: raise ValueError(f"`size` must be 1 to 3 spatial sizes, none of them 0; got {size}")
-    if region.ndim != 3 or region.shape[1:] != (d, 2) or len(region) not in (1, n) or region.dtype.kind not in 'iu':
-        raise ValueError(f"`region` must hold whole numbers, in the shape ({d}, 2), or ({n}, {d}, 2) for one per sample; got {region.dtype}, {region.shape}")
-    if len(region) == 1: # for a single region plain Python is faster than NumPy's small arrays
-        sides = region[0].tolist()
-        within, cells = all(0 <= low <= high <= length for (low, high), length in zip(sides, size)), math.prod(high-low for low, high in sides)
-    else:
-        low, high = region[..., 0], region[..., 1]
-        within, cells = ((low >= 0) & (low <= high) & (high <= size)).all(), (high-low).prod(-1)
+    if not 1 <= d <= 3 or min(size) < 1:
+        raise ValueError(f"`size` must be 1 to 3 spatial sizes, none of them 0; got {size}")
+    if region.shape not in ((1, d, 2), (n, d, 2)) or region.dtype.kind not in 'iu':
+        raise ValueError(f"`region` must hold whole numbers, in the shape ({d}, 2), or ({n}, {d}, 2) "
+                         f"for one per sample; got {region.dtype}, {region.shape}")
+    within, cells = (measured_one if len(region) == 1 else measured_each)(region, size)
     if not within: raise ValueError(f"`region` must lie within the size {size}; got {region.tolist()}")
     return region, cells
 
-# %% ../nbs/00_mix.ipynb #20b20d03
+# %% ../nbs/00_mix.ipynb #13c9564d
 class Paste(Mask):
     "A region of the partner pasted over every sample, as in CutMix (arXiv 1905.04899)"
     def __init__(self,
-        region:Sequence|np.ndarray|Tensor, # `(m, d, 2)`, m = 1 or n, or `(d, 2)`: first cell and one past the last, per dimension
+        region:Numbers, # First cell and one past the last, per dimension: `(d, 2)`, or `(m, d, 2)`, m = 1 or n
         size:Sequence, # The `d` spatial sizes that the region refers to, 1 to 3 of them
-        partner:Sequence|np.ndarray|Tensor, # `(n,)`: index in the batch of each sample's partner
-        weights:Sequence|np.ndarray|Tensor|None=None, # How much the labels count: own weights `(m,)`, or `(2, m)`. `None`: as the shares
+        partner:Numbers, # `(n,)`: index in the batch of each sample's partner
+        weights:Numbers|None=None, # Label weights: own ones `(m,)` in [0, 1], or `(2, m)`. `None`: the shares
     ):
         "Raises a `ValueError` if the region does not lie within `size`"
         self.size = tuple(size)
@@ -356,56 +409,55 @@ class Paste(Mask):
         Mix.__init__(self, 1 - cells/math.prod(self.size), partner, weights)
 
     @cached_property
-    def own(self) -> Tensor: # Made when asked for: the fast ways need the region only
+    def own(self) -> Tensor:
         "`(m, *size)`: where the sample itself is kept"
-        if isinstance(self.region, Tensor): return ~cells_inside(self.region, self.size, partial(torch.arange, device=self.region.device))
-        return torch.from_numpy(~cells_inside(self.region, self.size, np.arange))
+        region, size = self.region, self.size
+        if not isinstance(region, Tensor): return torch.from_numpy(~cells_inside(region, size, np.arange))
+        return ~cells_inside(region, size, partial(torch.arange, device=region.device))
 
-# %% ../nbs/00_mix.ipynb #c8d82e2d
-integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64} # By bytes, for NumPy, which has no bfloat16
+# %% ../nbs/00_mix.ipynb #a9eace51
+integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64} # By their bytes
+
+def by_numpy(t): return t.is_cpu and t.element_size() in integers
 
 def as_bits(t): return (t if t.dtype is torch.float32 else t.view(integers[t.element_size()])).numpy()
 
-def cells(sides): return ..., *[slice(first, end) for first, end in sides]
-
+# %% ../nbs/00_mix.ipynb #3783cbe9
 @patch
 def region_in(self:Paste, t):
-    "The region in the cells of `t`, which may be larger than `size` by whole numbers; `None` where `t` has another grid"
+    "The region in the cells of `t`, whose size may be a whole multiple; `None` where `t` has another grid"
     size = t.shape[t.ndim-len(self.size):]
     if t.ndim <= len(self.size): return None
     if size == self.size: return self.region
     if any(a % b or not a for a, b in zip(size, self.size)): return None
     return self.region * [[a//b] for a, b in zip(size, self.size)]
 
-# %% ../nbs/00_mix.ipynb #893618ba
-@patch
-def __call__(self:Paste,
-    t:Tensor, # A tensor of the batch, `(n, …, *size)`, of any dtype; floating on another grid, where cells are averaged
-    source:Tensor|None=None, # The tensor to take the partners from. `None`: `t` itself
-) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
-    "Mix `t`. Raises a `ValueError` for another batch size, or a size that does not fit"
-    self.check(t)
-    by_numpy = t.is_cpu and t.element_size() in integers
-    slow = self.shift is None or t.requires_grad or isinstance(self.region, Tensor) or not (len(self.region) == 1 or by_numpy)
-    region = None if slow else self.region_in(t)
-    if region is None: return Mask.__call__(self, t, source)
-    t = t.resolve_conj().resolve_neg() # Of which NumPy knows nothing
-    source = t if source is None else source.resolve_conj().resolve_neg()
-    if len(region) == 1: return self.paste_one(region[0].tolist(), t, source, by_numpy and t.numel() < 2**14)
-    if t.numel() < 2**12*self.n: return self.paste_small(t, source)
-    return self.paste_each(region.tolist(), t, source)
+# %% ../nbs/00_mix.ipynb #2131ac26
+def cells(sides): return ..., *[slice(first, end) for first, end in sides]
 
-# %% ../nbs/00_mix.ipynb #23a810bf
 @patch
-def paste_one(self:Paste, sides, t, source, by_numpy):
+def paste_one(self:Paste, t, source, sides):
     "One region for all"
-    out = t.clone()
-    to, source = map(as_bits, (out, source)) if by_numpy else (out, source)
+    out = to = t.clone()
+    if by_numpy(t) and t.numel() < 2**14: to, source = as_bits(out), as_bits(source)
     here = cells(sides)
     to, source = to[here], source[here]
     for own, partner in self.halves(): to[own] = source[partner]
     return out
 
+# %% ../nbs/00_mix.ipynb #f50a6ed1
+@patch
+def paste_each(self:Paste, t, source, regions):
+    "A region for each sample, one after the other"
+    out = t.clone()
+    to, source = as_bits(out), as_bits(source)
+    partners = cached_rotation(self.n, self.shift).tolist()
+    for own, (partner, sides) in enumerate(zip(partners, regions)):
+        here = cells(sides)
+        to[(own, *here)] = source[(partner, *here)]
+    return out
+
+# %% ../nbs/00_mix.ipynb #976a3b37
 @patch
 def paste_small(self:Paste, t, source):
     "A region for each sample, by its mask"
@@ -414,19 +466,34 @@ def paste_small(self:Paste, t, source):
     for own, partner in self.halves(): np.copyto(to[own], source[partner], where=mask[own])
     return out
 
+# %% ../nbs/00_mix.ipynb #17dd0c79
 @patch
-def paste_each(self:Paste, regions, t, source):
-    "A region for each sample, one after the other"
-    out = t.clone()
-    to, source = as_bits(out), as_bits(source)
-    for own, (partner, sides) in enumerate(zip(cached_rotation(self.n, self.shift).tolist(), regions)):
-        here = cells(sides)
-        to[(own, *here)] = source[(partner, *here)]
-    return out
+def fast_region(self:Paste, t):
+    "The region in the cells of `t`, where it can be copied; `None` where every place must be looked at"
+    if self.shift is None or t.requires_grad or isinstance(self.region, Tensor): return None
+    if len(self.region) > 1 and not by_numpy(t): return None
+    return self.region_in(t)
+
+# %% ../nbs/00_mix.ipynb #16769464
+@patch
+def __call__(self:Paste,
+    t:Tensor, # A tensor of the batch, `(n, …, *size)`: of any dtype, or floating on a grid where cells are averaged
+    source:Tensor|None=None, # The tensor to take the partners from. `None`: `t` itself
+) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
+    "Mix `t`. Raises a `ValueError` for another batch size, or a size that does not fit"
+    self.check(t)
+    region = self.fast_region(t)
+    if region is None: return Mask.__call__(self, t, source)
+    t = t.resolve_conj().resolve_neg()
+    source = t if source is None else source.resolve_conj().resolve_neg()
+    self.check(source)
+    if len(region) == 1: return self.paste_one(t, source, region[0].tolist())
+    if t.numel() < 2**12*self.n: return self.paste_small(t, source)
+    return self.paste_each(t, source, region.tolist())
 
 # %% ../nbs/00_mix.ipynb #bf43ec97
 def nested(f, o, *more):
-    "`o` with `f` of every tensor in it, and of those at the same place in `more`; what is no tensor stays"
+    "`o` with `f` of every tensor in it, and of those at the same place in `more`; all else stays"
     if isinstance(o, Tensor): return f(o, *more)
     if isinstance(o, (tuple, list, L)):
         values = [nested(f, *v) for v in zip(o, *more, strict=True)]
@@ -436,21 +503,24 @@ def nested(f, o, *more):
     for k, v in o.items(): new[k] = nested(f, v, *(other[k] for other in more))
     return new
 
+# %% ../nbs/00_mix.ipynb #bc0ebb98
 def has_places(t, size):
     "Is `t` an input with these spatial dimensions, with channels or without?"
-    return size is not None and (t.ndim == 2+len(size) or (t.ndim == 1+len(size) > 2 and t.shape[1:] == size))
+    if size is None: return False
+    return t.ndim == 2+len(size) or (t.ndim == 1+len(size) > 2 and t.shape[1:] == size)
 
+# %% ../nbs/00_mix.ipynb #3cc85463
 def ends_in(t, size):
     "Are these the last dimensions of `t`, or their whole multiples, whatever stands before?"
     return size is not None and t.ndim > len(size) and same_grid(tuple(t.shape[t.ndim-len(size):]), size)
 
-# %% ../nbs/00_mix.ipynb #fd7818c4
+# %% ../nbs/00_mix.ipynb #45691620
 @patch
 def inputs(self:Mix,
     xb:tuple, # Inputs: tensors, or tuples, lists and dictionaries of them
     source:tuple|None=None, # The inputs to take the partners from, nested alike. `None`: `xb` itself
-) -> tuple:
-    "All inputs, mixed. A mix that treats them differently, such as one over the columns of tables, says so here"
+) -> tuple: # Nested as `xb`
+    "All inputs, mixed. Raises a `ValueError` for one that does not fit, a `TypeError` for integers to be blended"
     placed = ends_in if self.anywhere else has_places
     def one(t, *source): return self(t, *source) if placed(t, self.size) else self.blend(t, *source)
     return nested(one, xb, *(() if source is None else (source,)))

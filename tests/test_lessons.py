@@ -39,7 +39,8 @@ def take_from_module(namespace, cell, default):
     if not exports: return False
     module = vars(import_module(f'{config.lib_path.name}.{directives[exports[0]] or default}'))
     names = module if 'import *' in cell.source else names_bound(cell.source)
-    namespace.update({name: module[name] for name in names if name in module and not name.startswith('__')})
+    # A patched method leaves `None` under its name in the module, and in a notebook what the name meant before
+    namespace.update({name: module[name] for name in names if module.get(name) is not None and not name.startswith('__')})
     return True
 
 
