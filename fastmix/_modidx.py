@@ -204,6 +204,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'fastmix.loss.inner': ('loss.html#inner', 'fastmix/loss.py'),
                               'fastmix.loss.label_weights': ('loss.html#label_weights', 'fastmix/loss.py'),
                               'fastmix.loss.one_weight': ('loss.html#one_weight', 'fastmix/loss.py'),
+                              'fastmix.loss.own_rows': ('loss.html#own_rows', 'fastmix/loss.py'),
                               'fastmix.loss.reduce': ('loss.html#reduce', 'fastmix/loss.py'),
                               'fastmix.loss.reduction_of': ('loss.html#reduction_of', 'fastmix/loss.py'),
                               'fastmix.loss.sample_weights': ('loss.html#sample_weights', 'fastmix/loss.py'),

@@ -140,7 +140,8 @@ def said_of(targets, yb):
     names = [name for name, y in named(yb) if isinstance(y, Tensor)]
     if isinstance(targets, dict):
         missing = [name for name in targets if name not in names]
-        if missing: raise ValueError(f"`targets` names {missing}, and the targets are {names}")
+        if missing: raise ValueError(f"`targets` names {missing}, and "
+                                     + (f"the targets are {names}" if any(names) else "the targets have no names: give a list"))
         return [targets.get(name) for name in names]
     if len(targets) == len(names): return list(targets)
     raise ValueError(f"`targets` says what becomes of {len(targets)} targets, and there are {len(names)}")

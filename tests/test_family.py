@@ -194,7 +194,7 @@ def test_a_loss_that_is_one_number_gets_one_share(method):
 
 
 @pytest.mark.parametrize('method', [SaliencyMix, TransMix])
-@pytest.mark.filterwarnings('ignore:.*every batch gets one λ')
+@pytest.mark.filterwarnings('error:.*every batch gets one λ')
 def test_a_loss_that_is_one_number_is_refused_by_those_that_weigh_samples(method):
     with pytest.raises(ValueError, match=f'{method.__name__} weighs the labels of each sample.*RootLoss'): learner(method(seed=1), RootLoss()).fit(1)
 
@@ -363,6 +363,26 @@ def test_no_targets():
     learn.logger = lambda _: None
     learn.remove_cbs([ProgressCallback, Recorder]).fit(1)
     assert seen == [(16, 8, 8)]*2
+
+
+@pytest.mark.parametrize('order', [0, 20], ids=['joined', 'joined, after the mixer'])
+def test_an_autoencoder_beside_the_clean_batch(order):
+    "Its targets are the joined inputs: each mix gets its own rows of them"
+    class Own(Callback):
+        def after_pred(self):
+            if self.training: self.learn.yb = self.learn.xb
+    own = Own()
+    own.order = order
+    class Same(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Parameter(torch.ones(()))
+        def forward(self, x): return x*self.one
+    items, losses = list(zip(images(content=.5), images(content=.5))), []
+    learn = Learner(DataLoaders(DataLoader(items, bs=8), DataLoader(items, bs=8)), Same(), loss_func=nn.MSELoss(), cbs=[MixUp(beside=True), own], lr=0.)
+    learn.add_cb(Callback(after_loss=lambda self: losses.append(self.learn.loss.item())))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert losses[:2] == [0., 0.]
 
 
 # Partners from another batch

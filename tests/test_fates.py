@@ -331,7 +331,7 @@ def test_what_targets_cannot_say(said, match):
     with pytest.raises(ValueError, match=match): MixUp(targets=said)
 
 
-@pytest.mark.parametrize('said, match', [(['keep', 'keep'], 'there are 1'), ({'label': 'keep'}, "names \\['label'\\]"), ('paste', 'no places'), ('mix', "say 'weigh'")])
+@pytest.mark.parametrize('said, match', [(['keep', 'keep'], 'there are 1'), ({'label': 'keep'}, "names \\['label'\\], and the targets have no names: give a list"), ('paste', 'no places'), ('mix', "say 'weigh'")])
 def test_what_is_said_of_other_targets(said, match):
     with pytest.raises((ValueError, TypeError), match=match): fit([MixUp(targets=said)], nn.CrossEntropyLoss(), loaders(telling(4, 6), classes), Net(3))
 
