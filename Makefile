@@ -19,7 +19,7 @@ help: ## list the targets
 env: ## make the virtual environment, anew only when pyproject.toml changed
 	@tools/setup.sh "$(abspath $(VENV))"
 
-demo: env ## compare training without mixing, with MixUp and with CutMix on handwritten digits
+demo: env ## see what mixing repairs: handwritten digits with wrong labels, with and without MixUp and CutMix
 	@fastmix --out $(DEMO) --force
 
 test: env ## run all tests

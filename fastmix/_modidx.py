@@ -44,6 +44,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'fastmix.cli.fail': ('cli.html#fail', 'fastmix/cli.py'),
                              'fastmix.cli.known_mixes': ('cli.html#known_mixes', 'fastmix/cli.py'),
                              'fastmix.cli.learner_maker': ('cli.html#learner_maker', 'fastmix/cli.py'),
+                             'fastmix.cli.lesson': ('cli.html#lesson', 'fastmix/cli.py'),
                              'fastmix.cli.main': ('cli.html#main', 'fastmix/cli.py'),
                              'fastmix.cli.mixer_named': ('cli.html#mixer_named', 'fastmix/cli.py'),
                              'fastmix.cli.run': ('cli.html#run', 'fastmix/cli.py'),

@@ -10,7 +10,7 @@ Without options it takes scikit-learn's handwritten digits, a few of them, with 
 
 # %% auto #0
 __all__ = ['archs', 'digit_defaults', 'photo_defaults', 'known_mixes', 'mixer_named', 'check_settings', 'check_out', 'set_aside',
-           'describe', 'learner_maker', 'torch_threads', 'train', 'run', 'fail', 'main']
+           'describe', 'learner_maker', 'torch_threads', 'train', 'lesson', 'run', 'fail', 'main']
 
 # %% ../nbs/10_cli.ipynb #56d9859e
 import warnings
@@ -191,6 +191,18 @@ def train(learn, epochs, lr, pretrained, **_):
     else: learn.fit_one_cycle(epochs, lr)
 
 # %% ../nbs/10_cli.ipynb #b68b857a
+def lesson(
+    settings: dict, # from `check_settings`
+) -> str: # A paragraph, or nothing
+    "What the demonstration on digits shows, in words"
+    if settings['data'] != 'digits' or not settings['wrong_labels']: return ''
+    return textwrap.fill(
+        f"What you see: {settings['wrong_labels']:.0%} of the labels to train on were made wrong, as some are in real data. "
+        'Without mixing, the network learns them by heart (its training loss is low) and repeats them on new images. A mixed '
+        'sample has two labels, and no two samples are alike, so there is nothing to learn by heart. Ask the same of your own '
+        'images, one folder per class: fastmix --data FOLDER --wrong-labels 0.4 --seeds 3; or leave out --wrong-labels, to see '
+        'whether mixing helps with the labels as they are.', 100, break_on_hyphens=False) + '\n\n'
+
 def run(
     data: str = 'digits', # images to train on: digits, pets (downloads the Oxford-IIIT Pets), or a folder of images
     mixes: str = None, # what to compare, with commas: none, mixup, mixup:1 (with an alpha), cutmix, … (default: none,mixup:1,cutmix,choice:1 for digits, else none,mixup,cutmix,choice)
@@ -224,7 +236,7 @@ def run(
         if force: set_aside(out)
         comparison = compare(make_learner, arms, lambda learn: train(learn, **settings), settings['seeds'], seed, out, fixed, verbose=verbose)
         page = comparison.report(out)
-    print(f'\n{comparison}\n\nThe report, with curves and pictures of the batches: {page}')
+    print(f'\n{comparison}\n\n{lesson(settings)}The report, with curves and pictures of the batches: {page}')
     return comparison
 
 # %% ../nbs/10_cli.ipynb #570010b4

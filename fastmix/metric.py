@@ -32,6 +32,7 @@ def mean_func(func):
 # %% ../nbs/06_metric.ipynb #812bf332
 class MixMetric(AvgMetric):
     "A metric that weighs own and partner targets by their shares in mixed training batches, and is `func` elsewhere"
+    counts_partners = True # So that a mixer leaves the labels to it
     def __init__(self,
         func, # A metric that is a mean over samples: a function `func(pred, *targets)`, or fastai's `AvgMetric` of one
     ):

@@ -457,7 +457,8 @@ def look(self:Mixer, facts):
     if own:
         facts.tell(f"an input of type {type(own[0]).__name__}, {str(own[0])[:20]!r}, is no tensor: "
                    "each sample keeps its own")
-    metrics = recorder is not None and recorder.train_metrics and len(self.learn.metrics)
+    metrics = recorder is not None and recorder.train_metrics and not all(
+        getattr(metric, 'counts_partners', False) for metric in self.learn.metrics)
     self.labels_back = bool(metrics and under.left is not None and under.binary_labels())
     if self.labels_back:
         facts.tell("train metrics are evaluated against the own labels, of which there is no half. `MixMetric` counts "

@@ -98,6 +98,12 @@ def test_digits(tmp_path, capsys):
     assert sorted(contents(out)) == written and (out/'report.html').read_text().count('<img') == 3 + 4
 
 
+def test_the_demonstration_says_what_it_shows():
+    settings = dict(data='digits', wrong_labels=.4)
+    assert '40% of the labels to train on were made wrong' in cli.lesson(settings) and 'fastmix --data FOLDER' in cli.lesson(settings).replace('\n', ' ')
+    assert cli.lesson(settings | dict(wrong_labels=0)) == cli.lesson(settings | dict(data='folder')) == ''
+
+
 def test_every_method_can_be_named():
     for name, cls in all_mixers.items():
         if 'alpha' in inspect.signature(cls).parameters: assert type(mixer_named(name)) is cls and mixer_named(f'{name}:.7').alpha == .7

@@ -437,7 +437,9 @@ def metrics_learner(metrics, y, loss, model, mixer, epochs=1):
     look = Look()
     learn = Learner(dls, model, loss_func=loss, metrics=metrics, cbs=[mixer, look], lr=.1)
     learn.recorder.train_metrics = True
-    with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+        if isinstance(metrics, MixMetric): warnings.simplefilter('error', UserWarning)
+        learn.fit(epochs)
     return learn.recorder.values[-1], look.rows
 
 
