@@ -32,7 +32,7 @@ from fastai.interpret import Interpretation
 from fastai.learner import Learner, Recorder, load_learner
 from fastai.losses import (BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLoss, FocalLossFlat, LabelSmoothingCrossEntropy,
                            LabelSmoothingCrossEntropyFlat, MSELossFlat)
-from fastai.metrics import accuracy
+from fastai.metrics import F1ScoreMulti, accuracy
 from fastai.optimizer import SGD
 from fastai.tabular.model import TabularModel
 from fastai.text.learner import get_text_classifier
@@ -42,6 +42,7 @@ from fastai.vision.core import TensorBBox, TensorPoint
 from fastai.vision.data import ImageBlock
 from fastcore.basics import init_args, noop
 from scipy.stats import beta
+from sklearn.metrics import f1_score
 from torch import nn
 
 from promises import batch, share
@@ -394,6 +395,58 @@ def dictionary(lib):
             same(row.loss, lam[0]*own + (1-lam[0])*other, 'the loss')
 
 
+class Later(Callback):
+    "Another callback that rewrites the targets between the mix and the loss"
+    order = 50
+    def __init__(self, f): self.f = f
+    def before_batch(self): self.learn.yb = self.f(*self.learn.yb)
+
+
+fates = '../02_batch.ipynb'
+
+
+@task('several targets, swapped by another callback after the mix', fates)
+def swapped(lib):
+    def loss(pred, value, y): return F.cross_entropy(pred[:, :2], y) + F.mse_loss(pred[:, 2], value)
+    x, y = batch(16, classes=2)
+    for cb in lib.MixUp(), lib.CutMix():
+        for row, lam, partner in some(fit(cb, loss, Later(lambda y, value: (value, y)), data=(x, y, torch.rand(16)), n_inp=1)):
+            number, value = row.y[0], blended(lam, partner, row.y[1])
+            same(row.loss, lam[0]*loss(row.pred, value, number) + (1-lam[0])*loss(row.pred, value, number[partner]), 'the loss')
+
+
+@task("a teacher's prediction of the mixed image, added to the targets after the mix", fates)
+def teacher(lib):
+    def loss(pred, y, teacher=None): return F.cross_entropy(pred, y) + (0 if teacher is None else F.mse_loss(pred, teacher))
+    class Teach(Callback):
+        order = 50
+        def after_pred(self):
+            if self.training: self.learn.yb = (*self.learn.yb, self.learn.pred.detach() + 1)
+    for row, lam, partner in some(fit(lib.MixUp(), loss, Teach())):
+        own, other = (F.cross_entropy(row.pred, y) for y in (row.y[0], row.y[0][partner]))
+        same(row.loss, lam[0]*own + (1-lam[0])*other + 1, 'the loss')
+
+
+@task('a float target that has no average, such as a weight per sample, where you say so', 'tasks.ipynb#say-it-yourself')
+def weights(lib):
+    def loss(pred, y, weight): return (weight*F.cross_entropy(pred, y, reduction='none')).mean()
+    x, y = batch(16)
+    for row, lam, partner in some(fit(lib.MixUp(targets=[None, 'weigh']), loss, data=(x, y, torch.rand(16)), n_inp=1)):
+        own = loss(row.pred, *row.y)
+        same(row.loss, lam[0]*own + (1-lam[0])*loss(row.pred, *(t[partner] for t in row.y)), 'the loss')
+
+
+@task('labels that go into the model: a clear error', fates)
+def inside(lib):
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = linear(batch(16)[0])
+        def forward(self, x, y): return self.net(x)
+    x, y = batch(16)
+    for mixer in lib.MixUp(), lib.CutMix(): refused(lambda: fit(mixer, CrossEntropyLossFlat(), data=(x, y, y), n_inp=2, model=Inside()), TypeError, 'labels go into the model')
+
+
 @task('no target: an autoencoder', tuples)
 def no_target(lib):
     rebuild = Callback(after_pred=lambda self: setattr(self.learn, 'yb', self.learn.xb))
@@ -441,6 +494,34 @@ def signals(lib):
         for cb in lib.MixUp(), lib.CutMix(): right(fit(cb, CrossEntropyLossFlat(), data=batch(16, size=size)))
 
 
+@task('a forecast beside a signal of as many steps: blended, not pasted', fates)
+def forecast(lib):
+    x, y = batch(16, size=(24,))[0], torch.rand(16, 2, 24)[:, :1].expand(16, 3, 24).contiguous()
+    class Ahead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Conv1d(2, 3, 1)
+        def forward(self, x): return self.net(x)
+    for row, lam, partner in some(fit(lib.CutMix(), nn.MSELoss(), data=(x, y), model=Ahead())):
+        same(row.loss, F.mse_loss(row.pred, blended(lam, partner, row.y[0])), 'the loss')
+
+
+@task('videos: CutMix cuts all frames alike', fates)
+def videos(lib):
+    x, y = torch.rand(16, 4, 2, 6, 6), batch(16)[1]
+    for row, lam, partner in some(fit(lib.CutMix(dims=2), CrossEntropyLossFlat(), data=(x, y))):
+        kept = (row.x[0] == row.own[0])
+        if not torch.equal(kept, kept[:, :1, :1].expand_as(kept)): raise AssertionError('the frames are cut at different places')
+
+
+@task('images of integers: CutMix pastes them', fates)
+def of_integers(lib):
+    x, y = (batch(16)[0]*30000).short(), batch(16)[1]
+    class Float(nn.Module):
+        def forward(self, x): return x.float()/30000
+    right(fit(lib.CutMix(), CrossEntropyLossFlat(), data=(x, y), model=nn.Sequential(Float(), linear(x))))
+
+
 @task('vectors: MixUp', dimensions)
 def vectors(lib):
     x, y = batch(16)
@@ -474,6 +555,30 @@ def manifold(lib):
     kinds, model = set(), deep()
     for row in fit(lib.ManifoldMixUp(['input', model[3]]), CrossEntropyLossFlat(), model=model, epochs=10): kinds.add(torch.equal(row.x[0], row.own[0]))
     if kinds != {True, False}: raise AssertionError('one of the layers is never drawn')
+
+
+@task('`ManifoldMixUp`: a layer that runs twice in one pass is named', layer_tests)
+def runs_twice(lib):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu, self.net = nn.ReLU(), linear(batch(16)[0])
+        def forward(self, x): return self.relu(self.net(self.relu(x)))
+    refused(lambda: fit(lib.ManifoldMixUp('relu'), CrossEntropyLossFlat(), model=Twice()), RuntimeError, 'ran 2 times')
+
+
+@task('`ManifoldMixUp`: attention masks beside the input are joined', layer_tests)
+def attention(lib):
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.MultiheadAttention(6, 1, batch_first=True), nn.Linear(6, 3)
+        def forward(self, x):
+            tokens, hidden = x.mean(2), torch.arange(2)[None] >= 1 + torch.arange(len(x))[:, None] % 2
+            mask = torch.zeros(len(x), 2).masked_fill(hidden, float('-inf'))
+            return self.head(self.layer(tokens, tokens, tokens, key_padding_mask=mask)[0].mean(1))
+    for row in fit(lib.ManifoldMixUp('layer'), CrossEntropyLossFlat(), model=Attends()):
+        if not row.loss.isfinite(): raise AssertionError('the loss is not finite')
 
 
 @task('`ManifoldMixUp`: a layer that never ran is named', layer_tests)
@@ -753,6 +858,16 @@ def metrics(lib):
         guess, y = row.pred.argmax(1), row.y[0]
         total = total + (lam*(guess == y) + (1-lam)*(guess == y[partner])).mean()/len(watch.rows)
     same(torch.tensor(learn.recorder.values[0][1]), total, 'the accuracy')
+
+
+@loop('metrics of multi-labels over an epoch, `F1ScoreMulti`, on the training batches', '../05_mixer.ipynb')
+def whole_labels(lib):
+    x, y = batch(16)[0], torch.randint(0, 2, (16, 3)).float()
+    learn = learner(BCEWithLogitsLossFlat(), lib.MixUp(), watch := Watch(), data=(x, y), metrics=F1ScoreMulti())
+    learn.recorder.train_metrics = True
+    learn.fit(1)
+    guess, own = (torch.cat(parts) for parts in zip(*((row.pred, row.y[0]) for row in watch.rows)))
+    same(torch.tensor(learn.recorder.values[0][1]), torch.tensor(f1_score(own, guess.sigmoid() > .5, average='macro', zero_division=0)).float(), 'the score')
 
 
 @loop('arguments shown to experiment loggers', loops)
