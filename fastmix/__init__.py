@@ -1,6 +1,6 @@
 """MixUp, CutMix and their kin as one callback for any fastai Learner
 
-fastmix trains a fastai `Learner` on **mixed samples**: put `MixUp()` or `CutMix()` into `cbs`, and the inputs are rewritten before the forward pass, the loss is weighted accordingly, and validation stays clean. Any loss works, and any target that can be mixed. However training ends, Ctrl-C included, your learner is clean. And you see what your network saw.
+fastmix trains a fastai `Learner` on **mixed samples**: put `MixUp()` or `CutMix()` into `cbs`, and the inputs are rewritten before the forward pass, the loss is weighted accordingly, and validation stays clean. Any loss works, and every kind of target that can be mixed; class numbers can't be, so for those the loss is weighted. Stop with Ctrl-C, and your own loss is back in the learner. And you see what your network saw.
 
 Modules:
 
