@@ -1,10 +1,14 @@
-"""The Pets walkthrough runs where the Pets are and where they are not, and what is committed shows none of them."""
+"""The page on the Pets runs where the Pets are and where they are not, and what is committed shows none of them."""
+import os
+import re
 from pathlib import Path
 from urllib.error import URLError
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
+import torchvision
 from execnb.shell import CaptureShell, format_exc
 from fastcore.nbio import read_nb
 from nbdev.config import get_config
@@ -14,8 +18,13 @@ from PIL import Image
 config = get_config(Path(__file__).parent)
 notebook = config.nbs_path/'tutorials/pets.ipynb'
 cells = nb_test_cells(notebook, config.tst_flags)
-imports, deciding = (next(cell for cell in cells if text in cell.source) for text in ('import urlopen', 'folder = pets_folder()'))
-no_pets, some_pets = 'There are no Pets here', 'photographs to train on'
+hidden = [cell for cell in cells if 'hide' in cell.directives_]
+visible = [cell for cell in cells if cell not in hidden]
+imports = next(cell for cell in cells if 'from fastmix.all import *' in cell.source)
+deciding = next(cell for cell in hidden if 'untar_data' in cell.source)
+data_block = next(cell for cell in cells if 'DataBlock(' in cell.source)
+older = next(cell for cell in cells if 'cnn_learner(' in cell.source and cell in visible)
+no_pets, no_gpu, no_weights, local_pets = 'No Pets here', 'No GPU here', 'No pretrained weights here', 'a local part of the Pets'
 
 
 def texts(outputs):
@@ -23,12 +32,22 @@ def texts(outputs):
     return ''.join(''.join(o.get('text', o.get('data', {}).get('text/plain', ''))) for o in outputs)
 
 
+def no_internet(*args, **kwargs): raise URLError('no internet')
+
+
 @pytest.fixture
-def shell(monkeypatch):
-    "A shell that runs cells in this process, with none of the notebook's settings; `shell.go(cells)` returns what they say"
+def shell(monkeypatch, tmp_path):
+    """A shell that runs cells in this process, `shell.go(cells)` returns what they say. There is no internet, nothing was
+    downloaded before, and where a cell asks for temporary folders they are in `tmp_path`"""
     monkeypatch.chdir(notebook.parent)
     monkeypatch.setenv('IN_TEST', '1')
-    for name in 'FASTMIX_PETS', 'FASTMIX_DATA': monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv('FASTMIX_DATA', raising=False)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    monkeypatch.setattr('fastai.data.external.fastai_path', lambda folder: tmp_path/'fastai')
+    monkeypatch.setattr('fastai.data.external.untar_data', no_internet)
+    monkeypatch.setattr(torchvision.models._api, 'load_state_dict_from_url', no_internet)
+    monkeypatch.setattr('fastcore.basics.defaults.cpus', 2)
     shell = CaptureShell(notebook, mpl_format=None)
 
     def go(cells):
@@ -37,113 +56,133 @@ def shell(monkeypatch):
             said += texts(shell.run(cell.source, timeout=config.cell_timeout))
             plt.close('all')
             if shell.exc: pytest.fail(f'{cell.source}\n\n{"".join(format_exc(shell.exc))}', pytrace=False)
+            if cell is imports: shell.user_ns |= shell.instead
         return said
 
-    shell.go = go
+    shell.go, shell.instead = go, dict(untar_data=no_internet, fastai_path=lambda folder: tmp_path/'fastai')
     yield shell
     shell.close()
     CaptureShell.clear_instance()
 
 
-@pytest.fixture
-def decide(shell, monkeypatch, tmp_path):
-    "Runs the cells that find out what there is, with fastai's data in an empty folder, and without the internet: what they say, and the setting"
-    calls = []
+def up_to(cell): return cells[:cells.index(cell)+1]
 
-    def no_internet(url, timeout):
-        calls.append((url, timeout))
-        raise URLError('no internet')
 
-    def decide(**names):
-        shell.go(cells[:cells.index(imports)+1])
-        shell.user_ns |= dict(urlopen=no_internet, fastai_path=lambda folder: tmp_path/'fastai') | names
-        return shell.go(cells[cells.index(imports)+1:cells.index(deciding)+1]), shell.user_ns['setting']
+def after(cell): return cells[cells.index(cell)+1:]
 
-    decide.calls = calls
-    return decide
+
+def breeds(path): return {re.sub(r'_\d+\.jpg$', '', file.name) for file in (path/'images').glob('*.jpg')}
 
 
 def photographs(folder, **counts):
-    "Write that many small photographs of each breed"
-    folder.mkdir(parents=True)
+    "Write that many small photographs of each breed, as the Pets are laid out"
+    (folder/'images').mkdir(parents=True)
     rng = np.random.default_rng(0)
     for breed, n in counts.items():
-        for i in range(n): Image.fromarray(rng.integers(0, 255, (20, 24, 3), np.uint8)).save(folder/f'{breed}_{i}.jpg')
+        for i in range(n): Image.fromarray(rng.integers(0, 255, (80, 96, 3), np.uint8)).save(folder/f'images/{breed}_{i}.jpg')
     return folder
 
 
 def test_what_is_committed_shows_no_pets():
     outputs = [output for cell in read_nb(notebook).cells if cell.cell_type == 'code' for output in cell.outputs]
     said = texts(outputs)
-    assert no_pets in said and some_pets not in said
+    assert no_pets in said and local_pets not in said and 'temple' in said
     assert not [breed for breed in ('leonberger', 'Ragdoll', 'Abyssinian', 'Bengal', 'bulldog') if breed in said]
-    assert any('image/png' in output.get('data', {}) for output in outputs)
+    assert sum('image/png' in output.get('data', {}) for output in outputs) > 5
+
+
+def test_a_reader_sees_no_plumbing():
+    code = '\n'.join(cell.source for cell in visible)
+    for word in 'environ', 'IN_TEST', 'FASTMIX', 'try:', 'except', 'tempfile', 'is_available', 'Internet', 'sklearn', 'temple':
+        assert word not in code, word
+    lines = code.splitlines()
+    for line in ('path = untar_data(URLs.PETS)', 'learn = vision_learner(dls, resnet34, cbs=MixUp())',
+                 'learn = cnn_learner(dls, resnet34, cbs=MixUp())'): assert line in lines, line
+    before = [line for cell in up_to(data_block) if cell in visible for line in cell.source.splitlines()]
+    assert len(before) < 20, before
+    assert [cell for cell in hidden if 'environ' in cell.source] == [deciding]
+
+
+def test_fastmix_is_imported_last():
+    assert [line for line in imports.source.splitlines() if line.startswith('from')][-1] == 'from fastmix.all import *'
+
+
+def test_runs_on_two_photographs(shell):
+    said = shell.go(cells)
+    assert no_pets in said and no_weights in said and local_pets not in said
+    assert list(shell.user_ns['dls'].vocab) == ['flower', 'temple'] and 'leonberger' not in said
+    assert [*shell.user_ns['results']] == ['without', 'MixUp', 'CutMix']
 
 
 def test_runs_on_local_pets(shell, data, monkeypatch):
-    "The whole notebook, with smaller images and a single epoch"
     monkeypatch.setenv('FASTMIX_DATA', str(data))
-    last = cells.index(deciding)
-    said = shell.go(cells[:last+1])
-    assert f'511 {some_pets} and 128 to validate on, of 10 breeds' in said
-    assert 'Left out: 22 breeds' in said and 'leonberger and Ragdoll' in said
-    setting = shell.user_ns['setting']
-    assert {name for _, name in setting.images.valid} == set(setting.images.classes) and len(setting.names) == 32
-    setting.size, setting.epochs = 32, 1
-    said = shell.go(cells[last+1:])
-    assert all(arm in said for arm in ('none', 'MixUp', 'CutMix', 'MixChoice'))
-    runs = shell.user_ns['with_and_without'].runs, shell.user_ns['cut_and_choice'].runs
-    assert all((run.status == 'finished').all() for run in runs)
+    said = shell.go(cells)
+    assert local_pets in said and no_pets not in said and 'leonberger' in said and 'Ragdoll' in said
+    dls = shell.user_ns['dls']
+    assert set(dls.vocab) == breeds(shell.user_ns['path']) and len(dls.vocab) == 11
+    assert Path(shell.user_ns['path']).parent == Path(os.environ['TORCH_HOME']).parent # A copy: the data stay as they are
 
 
-def test_without_pets(decide, monkeypatch):
-    said, setting = decide()
-    assert no_pets in said and list(setting.photos) == ['china', 'flower'] and len(setting.images.classes) == 10
-    assert not decide.calls # nothing is looked for in the internet while tests run
+def test_runs_on_downloaded_pets(shell, monkeypatch, tmp_path):
+    "As on a computer with the internet and without a GPU: the breeds and the weights are downloaded, and a few images are used"
+    names = 'leonberger', 'Ragdoll', 'pug', *(f'breed_{i}' for i in range(34))
+    folder = photographs(tmp_path/'got', **dict.fromkeys(names, 9))
     monkeypatch.delenv('IN_TEST')
-    said, _ = decide()
-    assert no_pets in said
-    assert [timeout for _, timeout in decide.calls] == [5] # asked once, and not for long
-
-
-def test_pets_are_downloaded_where_the_internet_is(decide, monkeypatch, tmp_path):
-    photographs(tmp_path/'got/images', beagle=6, pug=6)
-    monkeypatch.delenv('IN_TEST')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torchvision.models._api, 'load_state_dict_from_url',
+                        lambda *args, **kwargs: torchvision.models.resnet34().state_dict())
     wanted = []
-
-    class Answer:
-        def close(self): pass
 
     def untar_data(url):
         wanted.append(url)
-        return tmp_path/'got'
+        return folder
 
-    said, setting = decide(urlopen=lambda url, timeout: Answer(), untar_data=untar_data)
-    assert [Path(url).name for url in wanted] == ['oxford-iiit-pet.tgz'] and some_pets in said
-    assert setting.images.classes == ['beagle', 'pug']
-
-
-def test_pets_that_were_downloaded_before(decide, tmp_path):
-    folder = photographs(tmp_path/'fastai/oxford-iiit-pet/images', beagle=6, pug=6).parent
-    said, setting = decide(untar_data=lambda url: folder)
-    assert some_pets in said and not decide.calls
-
-
-@pytest.mark.parametrize('counts, two', [
-    (dict(beagle=6, pug=6, leonberger=2, Ragdoll=1), ['leonberger', 'Ragdoll']),
-    (dict(beagle=6, pug=6), ['beagle', 'pug']),
-    (dict(beagle=6, pug=6, Ragdoll=5), ['Ragdoll', 'beagle']),
-], ids=['both', 'neither', 'one'])
-def test_two_breeds_are_mixed_by_hand(decide, monkeypatch, tmp_path, counts, two):
-    monkeypatch.setenv('FASTMIX_PETS', str(photographs(tmp_path/'pets', **counts)))
-    said, setting = decide()
-    assert list(setting.photos) == two and ' and '.join(two) in said
-    assert setting.images.left_out == {breed: n for breed, n in counts.items() if n < 5}
-    assert setting.names == sorted(counts)
+    shell.instead['untar_data'] = untar_data
+    said = shell.go(up_to(older))
+    assert [Path(url).name for url in wanted] == ['oxford-iiit-pet.tgz']
+    assert no_gpu in said and not [note for note in (no_pets, local_pets, no_weights) if note in said]
+    dls, learn = shell.user_ns['dls'], shell.user_ns['learn']
+    assert set(dls.vocab) == set(names) and len(shell.user_ns['files']) == 37*5
+    assert shell.user_ns['y_own'].shape == (37,) and shell.user_ns['mixed_y'].nonzero().flatten().tolist() == [0, 35]
+    assert dls.one_batch()[0].shape == (32, 3, 64, 64) and learn.pretrained
+    said = shell.go(after(older))
+    assert [*shell.user_ns['results']] == ['without', 'MixUp', 'CutMix']
 
 
-def test_a_folder_that_is_not_there(shell, monkeypatch, tmp_path):
-    monkeypatch.setenv('FASTMIX_PETS', str(tmp_path/'nowhere'))
-    shell.go(cells[:cells.index(deciding)])
-    shell.run(deciding.source)
-    assert 'no such folder' in str(shell.exc[1] if isinstance(shell.exc, tuple) else shell.exc)
+def test_with_internet_and_gpu_nothing_is_changed(shell, monkeypatch, tmp_path):
+    folder = photographs(tmp_path/'got', leonberger=6, Ragdoll=6)
+    monkeypatch.delenv('IN_TEST')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torchvision.models._api, 'load_state_dict_from_url', lambda *args, **kwargs: {'a': 1})
+    shell.instead['untar_data'] = lambda url: folder
+    shell.go(up_to(imports))
+    names = 'untar_data', 'aug_transforms', 'vision_learner', 'cnn_learner', 'own', 'partner'
+    before = {name: shell.user_ns.get(name) for name in names} | dict(own='leonberger', partner='Ragdoll')
+    said = shell.go(cells[cells.index(imports)+1:cells.index(data_block)])
+    assert {name: shell.user_ns[name] for name in names} == before and said == '' and shell.user_ns['path'] == folder
+
+
+def test_nothing_is_downloaded_while_tests_run(shell):
+    asked = []
+    shell.instead['untar_data'] = asked.append
+    assert no_pets in shell.go(up_to(deciding) + [cells[cells.index(deciding)+1]]) and not asked
+
+
+def test_pets_that_were_downloaded_before(shell, tmp_path):
+    folder = photographs(tmp_path/'fastai/oxford-iiit-pet', leonberger=6, Ragdoll=6, pug=2)
+    shell.instead['untar_data'] = lambda url: folder
+    said = shell.go(up_to(deciding) + [cells[cells.index(deciding)+1]])
+    assert no_pets not in said and breeds(shell.user_ns['path']) == {'leonberger', 'Ragdoll'}
+
+
+def test_the_internet_is_asked_once_and_not_for_long(shell, monkeypatch):
+    import socket
+    monkeypatch.delenv('IN_TEST')
+    limits = []
+
+    def no_answer(url):
+        limits.append(socket.getdefaulttimeout())
+        raise TimeoutError
+
+    shell.instead['untar_data'] = no_answer
+    assert no_pets in shell.go(up_to(data_block)) and limits == [10] and socket.getdefaulttimeout() is None
