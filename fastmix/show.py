@@ -662,7 +662,8 @@ def show_batch(self:Learner,
 ):
     "Show what the network is trained on next: mixed by the learner's mixer, or, without one, as `dls.show_batch` shows it"
     if max_n is not None: kwargs['max_n'] = max_n
-    return self.show_mix(**kwargs) if mixer_of(self) else self.dls.show_batch(**kwargs)
+    if mixer_of(self): self.show_mix(**kwargs)
+    else: return self.dls.show_batch(**kwargs)
 
 # %% ../nbs/07_show.ipynb #987d539a
 def first_pair(batch):
