@@ -134,12 +134,15 @@ def is_hot(values): return len(values) > 3 and set(values) <= {0, 1}
 # %% ../nbs/07_show.ipynb #a7da115a
 def label_of(
     targets, # Decoded targets of one sample
+    vocab=None, # The names of the classes, for class numbers that the loader gives no names
 ) -> str:
     "What a sample is called in a title: its category, categories or numbers; empty for a target that has no short name"
     values = next((values for values in map(values_of, targets) if values is not None), ())
     if values == (): return ''
-    if is_numbers(values) and is_hot(values): values = [str(i) for i, value in enumerate(values) if value]
-    elif is_numbers(values) and len(values) > 3: values = [*values[:3], '…']
+    hot = is_numbers(values) and is_hot(values)
+    if hot: values = [i for i, value in enumerate(values) if value]
+    if vocab is not None: values = [vocab[v] if isinstance(v, int) and 0 <= v < len(vocab) else v for v in values]
+    elif is_numbers(values) and len(values) > 3 and not hot: values = [*values[:3], '…']
     if not values: return 'none'
     return ';'.join(f'{value:.4g}' if isinstance(value, Real) else str(value) for value in values)
 
@@ -194,8 +197,9 @@ class MixedSamples:
         dl, # The loader
         drawn:MixedBatch, # The batch and its mixes, of which the first is shown
         n:int|None=None, # How many samples, at most. `None`: 9; 4 where they are mixed inside the network
+        vocab=None, # The names of the classes, for class numbers that the loader gives no names
     ):
-        self.drawn, self.mix, self.n_inp = drawn, drawn.mix, len(drawn.batch.xb)
+        self.drawn, self.mix, self.n_inp, self.vocab = drawn, drawn.mix, len(drawn.batch.xb), vocab
         self.n = min(drawn.batch.n, n or (4 if drawn.place else 9))
         self.shares = self.mix.shares.expand(-1, self.mix.n).T.tolist() # For each sample, those of all roles
         self.roles = role_names(len(self.mix.rows))
@@ -270,7 +274,7 @@ def fate(self:MixedSamples, y):
 @patch
 def names(self:MixedSamples, i):
     "What sample `i` and its partners are called"
-    return [label_of(tuple(role[i])[self.n_inp:]) for role in self.samples]
+    return [label_of(tuple(role[i])[self.n_inp:], self.vocab) for role in self.samples]
 
 @patch
 def is_sum(self:MixedSamples, i):
@@ -513,7 +517,7 @@ def cells_of(self:MixedSamples, role, i):
     "Sample `i` in one of its roles, a value for each column"
     samples = self.samples[role]
     if hasattr(samples, 'columns'): return tuple(samples.iloc[i])
-    return *samples[i][:self.n_inp], label_of(samples[i][self.n_inp:])
+    return *samples[i][:self.n_inp], label_of(samples[i][self.n_inp:], self.vocab)
 
 # %% ../nbs/07_show.ipynb #f830d970
 @patch
@@ -570,7 +574,7 @@ def check_asked(sources, seed, lam, **counts):
     for name, value in counts.items(): check_count(name, value)
 
 # %% ../nbs/07_show.ipynb #f1543b04
-def next_samples(dls, mixer, n=None, seed=None, lam=None, learn=None):
+def next_samples(dls, mixer, n=None, seed=None, lam=None, learn=None, vocab=None):
     "The next training batch, as `learn` would train on it with `mixer`"
     rng = copy.deepcopy(mixer.rng) if mixer.rng and seed is None else mix_rng(mixer.seed if seed is None else seed)
     part, facts = mixer.pick(None, rng), None
@@ -579,7 +583,7 @@ def next_samples(dls, mixer, n=None, seed=None, lam=None, learn=None):
         if learn:
             part.prepare(learn)
             facts = mixer.facts_of(user_loss(learn)).silent()
-        return MixedSamples(dls.train, MixedBatch(part, batch, rng, facts, lam), n)
+        return MixedSamples(dls.train, MixedBatch(part, batch, rng, facts, lam), n, vocab)
 
 # %% ../nbs/07_show.ipynb #e0aa8860
 def room_for(ax, k):
@@ -624,7 +628,7 @@ def show(self:MixedSamples, sources=False, nrows=None, ncols=None, figsize=None,
 def show_mix(self:Learner,
     max_n:int|None=None, # How many samples to show, at most. `None`: 9, or 4 where own and partner are shown as well
     mixer:Mixer|None=None, # Show this mixer. `None`: the learner's own
-    **kwargs, # As for the function: `sources`, `seed`, `lam`, `nrows`, `ncols`, `figsize`, `ax`
+    **kwargs, # As for the function: `sources`, `seed`, `lam`, `nrows`, `ncols`, `figsize`, `ax`, `vocab`
 ) -> np.ndarray: # The axes, `(n,)`; `(n, k)` where a sample has several pictures
     "Show a mixed training batch, without a trace in the learner. Raises a `ValueError` if there is no mixer"
     mixer = mixer_of(self) if mixer is None else mixer
@@ -644,13 +648,14 @@ def show_mix(
     figsize:tuple|None=None, # Width and height in inches
     ax=None, # Axes to draw on, one or several, in place of a new figure: as many samples as there are axes for
     learn:Learner|None=None, # Show what this learner would train on; `learn.show_mix` does
+    vocab=None, # The names of the classes, for class numbers that the loader gives no names
     **kwargs, # Passed to `plt.subplots`
 ) -> np.ndarray: # The axes, `(n,)`; `(n, k)` where a sample has several pictures
     "Show a mixed training batch. Raises a `ValueError` for a batch of one, a `TypeError` for what cannot be mixed"
     check_asked(sources, seed, lam, max_n=max_n, nrows=nrows, ncols=ncols)
     if max_n is None and ax is not None: max_n = max(1, np.size(ax))
     elif max_n is None and sources: max_n = 4
-    samples = next_samples(dls, mixer_from(mixer), max_n, seed, lam, learn)
+    samples = next_samples(dls, mixer_from(mixer), max_n, seed, lam, learn, vocab)
     if not samples.pictures: return samples.show_table(figsize, ax, **kwargs)
     return samples.show(sources, nrows, ncols, figsize, ax, **kwargs)
 
@@ -675,13 +680,13 @@ def first_pair(batch):
     return nested(rows, tuple(batch.xb)), nested(rows, tuple(batch.yb))
 
 # %% ../nbs/07_show.ipynb #102f8e25
-def mixed_pair(dl, pair, name, mixer, lam, rng):
+def mixed_pair(dl, pair, name, mixer, lam, rng, vocab=None):
     "The own sample of a pair as `mixer` mixes it with `lam`. Raises a `ValueError` where there is no picture of that"
     with as_it_was(mixer):
         mixer.per = 'batch' # So that all rows draw as often, and their regions lie at the same place
         drawn = MixedBatch(mixer, Batch(*pair), copy.deepcopy(rng), lam=lam)
     if drawn.place: raise ValueError(f"{name!r} mixes inside the network, where there is no picture: leave it out")
-    samples = MixedSamples(dl, drawn, 1)
+    samples = MixedSamples(dl, drawn, 1, vocab)
     if not samples.pictures: raise ValueError("there is no input that can be drawn")
     samples.pictures = samples.pictures[:1]
     return samples
@@ -722,6 +727,7 @@ def show_mixers(
     seed:int|None=None, # Another pair, and another place for regions. `None`: what would come next
     figsize:tuple|None=None, # Width and height in inches
     ax=None, # Axes to draw on, one for each mixer and λ, in place of a new figure
+    vocab=None, # The names of the classes, for class numbers that the loader gives no names
     **kwargs, # Passed to `plt.subplots`
 ) -> np.ndarray: # The axes, `(len(mixers), len(lams))`
     "Show one pair of samples, mixed by several mixers with several shares. Raises a `ValueError` for a mixer that has no picture"
@@ -732,7 +738,8 @@ def show_mixers(
     rng = mix_rng(seed)
     with untouched(train_loader(dls), seed):
         pair = first_pair(next_batch(dls))
-        cells = [mixed_pair(dls.train, pair, name, mixer, lam, rng) for name, mixer in mixers.items() for lam in lams]
+        cells = [mixed_pair(dls.train, pair, name, mixer, lam, rng, vocab)
+                 for name, mixer in mixers.items() for lam in lams]
     axes = grid_of_axes(len(mixers), len(lams), cells[0].pictures[0].aspect, len(mixers), 1, figsize, ax, **kwargs)
     for cell, place in zip(cells, axes.flat): cell.draw([place], 0, sources=False)
     set_titles(axes.ravel(), [f'λ = {share_texts(cell.shares[0])[0]}' for cell in cells])

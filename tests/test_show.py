@@ -326,6 +326,19 @@ def test_show_batch_is_the_loaders_own_where_there_is_none():
     assert learn.show_batch() == {} and learn.show_batch(max_n=3, nrows=1) == dict(max_n=3, nrows=1)
 
 
+def test_a_vocab_names_what_a_plain_loader_numbers():
+    x, names = images(), [f'kind {i}' for i in range(8)]
+    axes = show_mix(loaders(x, numbers), CutMix(seed=1), vocab=names, max_n=3)
+    plain = show_mix(loaders(x, numbers), CutMix(seed=1), max_n=3)
+    for ax, other in zip(axes, plain):
+        share, own, _, rest, partner = other.get_title().replace('\n', ' ').split()
+        assert ax.get_title().replace('\n', ' ') == f'{share} kind {own} + {rest} kind {partner}'
+    hot = torch.eye(8)[:, torch.arange(8)] + torch.eye(8).roll(1, 1)
+    assert ' kind 0;kind 1 + ' in show_mix(loaders(x, hot), CutMix(seed=1), vocab=names, max_n=1)[0].get_title().replace('\n', ' ')
+    figure = show_mixers(loaders(x, numbers), {'CutMix': CutMix()}, vocab=names, lams=[.5])[0, 0].figure
+    assert figure._suptitle.get_text().startswith('λ kind ')
+
+
 def test_fastai_has_no_show_batch_that_is_replaced():
     sources = [path.read_text() for path in Path(fastai.__file__).parent.rglob('*.py')]
     assert not any(re.search(r'def show_batch\(\s*self\s*:\s*Learner', text) for text in sources)
