@@ -213,7 +213,8 @@ def partner_share(self:Mix, t, which=0):
     share = self._lam.numpy() if self._lam.is_cpu else self._lam # For a few numbers NumPy is faster
     share = 1 - share if share.ndim == 1 else share[which+1]
     if self._lam.is_cpu and len(share) == 1: return share.item()
-    return to_device(torch.as_tensor(share.reshape(-1, *[1]*(t.ndim-1))), t, t.dtype)
+    share = share.reshape(-1, *[1]*(t.ndim-1))
+    return to_device(torch.from_numpy(share) if self._lam.is_cpu else share, t, t.dtype)
 
 # %% ../nbs/00_mix.ipynb #84cfe6e2
 @patch
@@ -496,7 +497,7 @@ def nested(f, o, *more):
     "`o` with `f` of every tensor in it, and of those at the same place in `more`; all else stays"
     if isinstance(o, Tensor): return f(o, *more)
     if isinstance(o, (tuple, list, L)):
-        values = [nested(f, *v) for v in zip(o, *more, strict=True)]
+        values = [nested(f, *v) for v in zip(o, *more, strict=True)] if more else [nested(f, v) for v in o]
         return type(o)(*values) if hasattr(o, '_fields') else type(o)(values) # A namedtuple takes them one by one
     if not isinstance(o, MutableMapping): return o
     new = copy(o) # Of whatever kind

@@ -220,6 +220,8 @@ class MixedBatch:
 @patch
 def check_drawn(self:MixedBatch):
     "Raise where `draw` has returned something else than mixes of this batch"
+    fit = [mix for mix in self.mixes if isinstance(mix, Mix) and mix.n == self.batch.n]
+    if fit and len(fit) + self.mixes.count(None) == len(self.mixes): return
     wanted = f"`draw` of {type(self.mixer).__name__} must return a mix, or a list of mixes"
     wrong = [type(mix).__name__ for mix in self.mixes if not (isinstance(mix, Mix) or mix is None)]
     if wrong: raise TypeError(f"{wanted}; got {', '.join(wrong)}")
