@@ -431,7 +431,20 @@ def region_in(self:Paste, t):
     if t.ndim <= len(self.size): return None
     if size == self.size: return self.region
     if any(a % b or not a for a, b in zip(size, self.size)): return None
-    return self.region * [[a//b] for a, b in zip(size, self.size)]
+    times = [[a//b] for a, b in zip(size, self.size)]
+    return self.region * (self.region.new_tensor(times) if isinstance(self.region, Tensor) else times)
+
+# %% ../nbs/00_mix.ipynb #p2599877
+def places_there(region, t, d):
+    "The own places of `t`, found on its device from the bounds of its regions: `(m, 1, …, *size)`"
+    bounds, arange = to_device(torch.as_tensor(region), t), partial(torch.arange, device=t.device)
+    own = ~cells_inside(bounds, t.shape[t.ndim-d:], arange)
+    return own.reshape(len(own), *[1]*(t.ndim-1-d), *own.shape[1:])
+
+@patch
+def own_in(self:Paste, t):
+    region = None if t.is_cpu else self.region_in(t)
+    return Mask.own_in(self, t) if region is None else places_there(region, t, len(self.size))
 
 # %% ../nbs/00_mix.ipynb #2131ac26
 def cells(sides): return ..., *[slice(first, end) for first, end in sides]
