@@ -14,6 +14,7 @@ __all__ = ['InputError', 'LabelledImages', 'stratified_split', 'digit_images', '
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +224,10 @@ def image_dls(
         splitter=IndexSplitter(range(len(images.train), len(pairs))),
         item_tfms=resize if grey else [*resize, FlipItem()],
         batch_tfms=Normalize.from_stats(*(([0.305], [0.376]) if grey else imagenet_stats)))
-    return block.dataloaders(pairs, bs=min(bs, len(images.train)), num_workers=0 if grey else None)
+    dls = block.dataloaders(pairs, bs=min(bs, len(images.train)), num_workers=0 if grey else None)
+    if not resize: # nothing random happens to an item, and to make it takes longer than to learn from it
+        for dl in dls: dl.do_item = cache(dl.do_item)
+    return dls
 
 # %% ../nbs/08_data.ipynb #981e3dd7
 def small_cnn(
