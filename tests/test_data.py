@@ -238,3 +238,17 @@ def test_the_images_to_validate_on_keep_their_labels():
     names = {image.tobytes(): label for image, label in digits.train}
     assert sum(names[image.tobytes()] != label for image, label in changed.train) == 100
     assert digits.with_labels().train == digits.train
+
+
+def test_an_item_is_made_once_and_only_where_it_is_always_the_same():
+    images = digit_images()
+    dls = image_dls(images, size=8)
+    for dl in dls: assert dl.do_item(3)[0] is dl.do_item(3)[0]
+    first, again = dls.valid.one_batch()[0], dls.valid.one_batch()[0]
+    assert torch.equal(first, again)
+    first.zero_()
+    assert torch.equal(dls.valid.one_batch()[0], again), 'what is written into a batch does not reach the kept items'
+    fresh = dls.test_dl([images.train[0]])
+    assert torch.equal(fresh.one_batch()[0][0], image_dls(images, size=8).train.do_item(0)[0].float().div(255).sub(0.305).div(0.376))
+    resized = image_dls(images, size=16).train
+    assert resized.do_item(3)[0] is not resized.do_item(3)[0]
