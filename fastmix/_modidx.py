@@ -261,7 +261,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastmix.methods.mixup.MixUp.place': ('methods/mixup.html#mixup.place', 'fastmix/methods/mixup.py')},
             'fastmix.metric': { 'fastmix.metric.MixMetric': ('metric.html#mixmetric', 'fastmix/metric.py'),
                                 'fastmix.metric.MixMetric.__copy__': ('metric.html#mixmetric.__copy__', 'fastmix/metric.py'),
-                                'fastmix.metric.MixMetric.__deepcopy__': ('metric.html#mixmetric.__deepcopy__', 'fastmix/metric.py'),
                                 'fastmix.metric.MixMetric.__init__': ('metric.html#mixmetric.__init__', 'fastmix/metric.py'),
                                 'fastmix.metric.MixMetric.__reduce_ex__': ('metric.html#mixmetric.__reduce_ex__', 'fastmix/metric.py'),
                                 'fastmix.metric.MixMetric.accumulate': ('metric.html#mixmetric.accumulate', 'fastmix/metric.py'),

@@ -10,7 +10,6 @@ With `Recorder(train_metrics=True)` fastai also evaluates the metrics on the tra
 __all__ = ['MixMetric']
 
 # %% ../nbs/06_metric.ipynb #6eb1a215
-import copy
 from functools import wraps
 
 from fastai.learner import AvgMetric, Metric
@@ -80,11 +79,7 @@ def __copy__(self:MixMetric):
     vars(new).update(vars(self))
     return new
 
-@patch
-def __deepcopy__(self:MixMetric, memo):
-    new = memo[id(self)] = copy.copy(self)
-    vars(new).update(copy.deepcopy(vars(new), memo))
-    return new
+MixMetric.__deepcopy__ = Mixer.__deepcopy__
 
 # %% ../nbs/06_metric.ipynb #31e7bbee
 # Once, also when this module is reloaded
