@@ -374,6 +374,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fastmix.mixer.Mixer.check_alone': ('mixer.html#mixer.check_alone', 'fastmix/mixer.py'),
                                'fastmix.mixer.Mixer.draw': ('mixer.html#mixer.draw', 'fastmix/mixer.py'),
                                'fastmix.mixer.Mixer.draw_mix': ('mixer.html#mixer.draw_mix', 'fastmix/mixer.py'),
+                               'fastmix.mixer.Mixer.draw_partners': ('mixer.html#mixer.draw_partners', 'fastmix/mixer.py'),
                                'fastmix.mixer.Mixer.facts_of': ('mixer.html#mixer.facts_of', 'fastmix/mixer.py'),
                                'fastmix.mixer.Mixer.load_state_dict': ('mixer.html#mixer.load_state_dict', 'fastmix/mixer.py'),
                                'fastmix.mixer.Mixer.look': ('mixer.html#mixer.look', 'fastmix/mixer.py'),

@@ -23,7 +23,7 @@ from fastcore.basics import patch, store_attr
 from torch import Tensor
 
 from .batch import Batch, Targets, check_words, is_binary, mix_inputs, named, plain, tensors, weighed
-from .draw import draw_lam, mix_rng
+from .draw import draw_lam, draw_partner, mix_rng
 from .layers import LayerMix, Watch
 from .loss import LossFacts, MixLoss
 from .mix import Mix, ends_in, has_places, is_floating, nested
@@ -35,6 +35,7 @@ class Mixer(Callback):
     dims = None # How many of the last dimensions are places. `None`: all but batch and channels
     places = () # For how many spatial dimensions the method is defined: `(2,)` for images. Empty: it mixes anything
     fold = False # Is λ replaced by max(λ, 1-λ)?
+    data = 'any' # Which targets the method is for: 'any', 'class', 'number', 'mask', or 'table' for tables
     reweighs = False # Does the method let labels count otherwise than their samples are seen?
     batch = rng = facts = paused = None
     looked = labels_back = False
@@ -102,6 +103,15 @@ def draw(self:Mixer,
 ) -> Mix|list: # One mix; or several, `None` for the clean batch, to train on all of them
     "Draw the mix for a batch. A method of mixing says here what it does"
     raise NotImplementedError(f"{type(self).__name__} must define `draw(self, batch, lam, rng)`")
+
+# %% ../nbs/05_mixer.ipynb #b398d47b
+@patch
+def draw_partners(self:Mixer,
+    batch:Batch, # The batch
+    rng:np.random.Generator, # The generator to draw with
+) -> np.ndarray|Tensor: # `(n,)`: index of each sample's partner
+    "Who is mixed with whom: a rotation of the batch"
+    return draw_partner(batch.n, rng)
 
 # %% ../nbs/05_mixer.ipynb #65e82430
 def takes_integers(x, batch):

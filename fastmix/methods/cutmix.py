@@ -12,7 +12,7 @@ __all__ = ['CutMix']
 # %% ../../nbs/methods/cutmix.ipynb #65870cdd
 from fastcore.meta import delegates
 
-from ..draw import draw_partner, draw_region
+from ..draw import draw_region
 from ..mix import Paste
 from ..mixer import Mixer
 
@@ -34,4 +34,4 @@ class CutMix(Mixer):
 
     def draw(self, batch, lam, rng):
         size = batch.size
-        return Paste(draw_region(lam, size, rng), size, draw_partner(batch.n, rng))
+        return Paste(draw_region(lam, size, rng), size, self.draw_partners(batch, rng))

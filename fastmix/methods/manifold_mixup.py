@@ -15,7 +15,6 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import nn
 
-from ..draw import draw_partner
 from ..layers import find_layers
 from ..mix import Blend
 from ..mixer import Mixer
@@ -34,7 +33,7 @@ class ManifoldMixUp(Mixer):
         super().__init__(alpha, **kwargs)
         self.layers = check_layers(layers)
 
-    def draw(self, batch, lam, rng): return Blend(lam, draw_partner(batch.n, rng))
+    def draw(self, batch, lam, rng): return Blend(lam, self.draw_partners(batch, rng))
 
     def prepare(self, learn): self.found = find_layers(learn.model, self.layers)
 

@@ -13,7 +13,6 @@ __all__ = ['MixUp']
 from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
 
-from ..draw import draw_partner
 from ..layers import find_layers, from_codes, unwrap
 from ..mix import Blend, is_floating
 from ..mixer import Mixer
@@ -33,7 +32,7 @@ class MixUp(Mixer):
         if not isinstance(fold, bool): raise TypeError(f"`fold` must be True or False; got {fold!r}")
         store_attr('fold')
 
-    def draw(self, batch, lam, rng): return Blend(lam, draw_partner(batch.n, rng))
+    def draw(self, batch, lam, rng): return Blend(lam, self.draw_partners(batch, rng))
 
 # %% ../../nbs/methods/mixup.ipynb #1d9cda3c
 @patch
