@@ -101,6 +101,7 @@ class Mix:
     "What was drawn for one batch: each sample's partners, and how much of each. Base of `Blend`, `Mask` and `Paste`"
     size = None # The spatial size that the mix refers to, if it treats places differently
     soft = False # Are there places that are averaged?
+    moves = False # Is what a partner shows at one place seen at another in the mix?
     anywhere = False # Has an input these places whatever stands before them, and not only batch and channels?
     def __init__(self,
         lam:float|Numbers, # Own share in [0, 1], one or `(n,)`; for k > 1 partners all shares, `(k+1, m)`, m = 1 or n
@@ -267,6 +268,15 @@ class Blend(Mix):
         "Mix `t`. Raises a `TypeError` for an integer tensor, a `ValueError` for another batch size"
         return self.blend(t, source)
 
+# %% ../nbs/00_mix.ipynb #bd95f0a2
+@patch
+def blend_labels(self:Mix,
+    t:Tensor, # Soft labels of the batch, `(n, …)`, floating
+    source:Tensor|None=None, # The labels of the partners. `None`: `t` itself
+) -> Tensor: # A new tensor like `t`
+    "Average the labels of samples and partners by label weight. Raises a `TypeError` for integers"
+    return (self if self._weights is None else Blend(self.weights, self.partners)).blend(t, source)
+
 # %% ../nbs/00_mix.ipynb #8c474202
 def check_own(own, n):
     "Raise a `TypeError` or `ValueError` for what can't be the own weights of `n` samples"
@@ -340,7 +350,7 @@ def own_in(self:Mask,
 @patch
 def is_soft(self:Mix, size):
     "Are there places that are averaged in a grid of `size`?"
-    return self.soft or any(a % b for a, b in zip(size, self.size))
+    return not self.moves and (self.soft or any(a % b for a, b in zip(size, self.size)))
 
 # %% ../nbs/00_mix.ipynb #20b20d03
 def where(own, partner, keep, out=None): return torch.where(keep, own, partner, out=out)

@@ -148,6 +148,15 @@ def pick(self:Mixer,
     on = self.start <= done and (done < self.stop or self.stop == 1)
     return self if on and (self.p == 1 or rng.random() < self.p) else None
 
+# %% ../nbs/05_mixer.ipynb #587b2235
+@patch
+def draw_lams(self:Mixer,
+    rng:np.random.Generator, # The generator to draw with
+    m:int=1, # How many
+) -> np.ndarray: # `(m,)`: own shares in [0, 1]
+    "Draw the own shares to aim at"
+    return draw_lam(self.alpha, rng, m, self.fold)
+
 # %% ../nbs/05_mixer.ipynb #0d5b74e1
 @patch
 def draw_mix(self:Mixer,
@@ -157,7 +166,7 @@ def draw_mix(self:Mixer,
     lam:float|None=None, # Aim at this own share, in [0, 1]. `None`: draw it
 ) -> Mix|list: # As `draw` returns it; with `beside` the clean batch before it
     "Draw λ, and with it the mix for a batch"
-    own = draw_lam(self.alpha, rng, batch.n if self.per == 'sample' and not one else 1, self.fold)
+    own = self.draw_lams(rng, batch.n if self.per == 'sample' and not one else 1)
     if lam is not None: own[:] = lam # All else is drawn as it would have been
     mix = self.draw(batch, own, rng)
     if not self.beside: return mix
@@ -659,7 +668,8 @@ def check_labels(mixer, under, mix):
     assert near(shares, stated), 'the shares that the mix states are not those in the inputs'
     if label_fate == 'weigh' and not mixer.reweighs:
         assert near(shares, counted), 'a label does not count as much as is seen of its sample'
-    if soft_fate == 'blend': assert near(shares, soft), 'soft labels are not mixed as the inputs are'
+    if soft_fate == 'blend':
+        assert near(counted if mixer.reweighs else shares, soft), 'soft labels are not mixed as the inputs are'
     if mask_fate == 'paste': assert torch.equal(mask, seen.argmax(1)), 'a mask is not pasted where its image is'
     if mask_fate == 'places':
         own = mix.own_in(mask).expand(mask.shape)

@@ -137,14 +137,13 @@ def target(method): return numbers if method is CMixUp else classes
 
 
 def test_each_is_one_small_class():
-    "At most 20 lines, besides imports and docstrings; ResizeMix with its kind of mix"
+    "At most 20 lines, besides imports and docstrings; of those that are still trials"
     tree, lines = ast.parse(inspect.getsource(family)), {}
     for node in tree.body:
         if not isinstance(node, ast.ClassDef): continue
         used = {i for part in ast.walk(node) if isinstance(part, ast.stmt) and not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)) for i in range(part.lineno, part.lineno+1)}
         lines[node.name] = len(used)
-    lines['ResizeMix'] += lines.pop('Shrunk')
-    assert set(lines) == {cls.__name__ for cls in methods.values()} and max(lines.values()) <= 20, lines
+    assert set(lines) == {cls.__name__ for cls in methods.values() if cls.__module__ == 'family'} and max(lines.values()) <= 20, lines
 
 
 @every_method
