@@ -344,6 +344,7 @@ def own_in(self:Mask,
         raise ValueError(f"a mix of places within {self.size} needs a tensor with as many spatial dimensions; "
                          f"got shape {tuple(t.shape)}")
     own = self.own_at(tuple(t.shape[t.ndim-d:]))
+    if self.moves and own.is_floating_point() and not is_floating(t): own = own >= .5
     return to_device(own.reshape(len(own), *[1]*(t.ndim-1-d), *own.shape[1:]), t)
 
 # %% ../nbs/00_mix.ipynb #38af3003

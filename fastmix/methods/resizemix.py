@@ -71,15 +71,14 @@ def shrunk(self:Shrunk, t, source=None):
     rows, columns = (nearest(*side).view(-1, *[1]*(t.ndim-2), side[1]) for side in sides)
     return torch.take_along_dim(torch.take_along_dim(partner, rows.mT, -2), columns, -1)
 
-# %% ../../nbs/methods/resizemix.ipynb #65303abf
+# %% ../../nbs/methods/resizemix.ipynb #f4fdcf7e
 @patch
 def by_weights(self:Shrunk, t, source=None):
     "Own where the sample itself is kept, else what is seen of the partner"
     there = copy(self)
     there.region = to_device(torch.as_tensor(self.region), t) # Once
     own, seen = there.own_in(t), there.shrunk(t, source)
-    if own.dtype is not torch.bool and is_floating(t): return torch.lerp(seen, t, own.to(t.dtype))
-    return torch.where(own if own.dtype is torch.bool else own >= .5, t, seen)
+    return torch.where(own, t, seen) if own.dtype is torch.bool else torch.lerp(seen, t, own.to(t.dtype))
 
 # %% ../../nbs/methods/resizemix.ipynb #2b7db669
 def resized(t, size):
