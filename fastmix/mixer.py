@@ -67,6 +67,14 @@ def check_number(name, value, low, high):
 
 def is_number(o, kind=Real): return isinstance(o, kind) and not isinstance(o, bool)
 
+# %% ../nbs/05_mixer.ipynb #885ba8d0
+def check_parts(name, pair):
+    "`pair` as a tuple. Raises unless it is two parts of a side, the smaller one first"
+    wanted = f"`{name}` must be two parts of a side, 0 < smallest <= largest <= 1; got {pair!r}"
+    if not isinstance(pair, (tuple, list)) or not all(map(is_number, pair)): raise TypeError(wanted)
+    if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= 1: raise ValueError(wanted)
+    return tuple(pair)
+
 # %% ../nbs/05_mixer.ipynb #f63e02b4
 def check_alpha(alpha):
     "`alpha` as it is stored: a number, or a tuple of two. Raises unless both are positive"

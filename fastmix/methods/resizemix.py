@@ -9,7 +9,7 @@ For images. Masks are shrunk and pasted along with them."""
 # %% auto #0
 __all__ = ['Shrunk', 'ResizeMix']
 
-# %% ../../nbs/methods/resizemix.ipynb #64bac834
+# %% ../../nbs/methods/resizemix.ipynb #0475c9ae
 from copy import copy
 
 import numpy as np
@@ -19,8 +19,9 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor
 
+from ..draw import draw_within
 from ..mix import Numbers, Paste, cells, is_floating, to_device
-from ..mixer import Mixer, is_number
+from ..mixer import Mixer, check_parts
 
 # %% ../../nbs/methods/resizemix.ipynb #9dd76599
 def looks_at(bounds, length, size):
@@ -112,7 +113,7 @@ def by_copies(self:Shrunk, t, source, regions):
         if min(size): out[own][cells(sides)] = resized(source[partner], size)
     return out
 
-# %% ../../nbs/methods/resizemix.ipynb #e3987f98
+# %% ../../nbs/methods/resizemix.ipynb #e027941e
 @patch
 def __call__(self:Shrunk,
     t:Tensor, # A tensor of the batch, `(n, …, h, w)`, of any dtype
@@ -120,19 +121,13 @@ def __call__(self:Shrunk,
 ) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
     "Mix `t`. Raises a `ValueError` for another batch size, or a size that does not fit"
     self.check(t)
-    region = None if isinstance(self.region, Tensor) or t.is_complex() else self.region_in(t)
-    if region is None or not t.is_cpu: return self.by_weights(t, source)
+    known = t.is_cpu and not t.is_complex() and not isinstance(self.region, Tensor)
+    region = self.region_in(t) if known else None
+    small = len(self.region) > 1 and t.numel() < 2**12*self.n
+    if region is None or small: return self.by_weights(t, source)
     return self.by_copies(t, source, region.tolist())
 
-# %% ../../nbs/methods/resizemix.ipynb #7d0235ef
-def check_scope(scope):
-    "`scope` as a tuple of two. Raises unless they are parts of a side, and not both the same nothing"
-    wanted = f"`scope` must be two parts of the image's side, 0 < smallest <= largest <= 1; got {scope!r}"
-    if not isinstance(scope, (tuple, list)) or not all(map(is_number, scope)): raise TypeError(wanted)
-    if len(scope) != 2 or not 0 < scope[0] <= scope[1] <= 1: raise ValueError(wanted)
-    return tuple(scope)
-
-# %% ../../nbs/methods/resizemix.ipynb #6bd7c09c
+# %% ../../nbs/methods/resizemix.ipynb #7ac53283
 @delegates()
 class ResizeMix(Mixer):
     "Train on samples with all of another, shrunk, pasted in: ResizeMix (arXiv 2012.11101). For images"
@@ -146,13 +141,12 @@ class ResizeMix(Mixer):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
         super().__init__(1. if alpha is None else alpha, per, **kwargs)
         if alpha is None: self.alpha = None
-        self.scope = check_scope(scope)
+        self.scope = check_parts('scope', scope)
 
     def draw_lams(self, rng, m=1):
         return super().draw_lams(rng, m) if self.alpha else 1 - rng.uniform(*self.scope, m)**2
 
     def draw(self, batch, lam, rng):
         side = np.clip(np.sqrt(1-lam), *self.scope)[:, None]*batch.size
-        side = np.maximum(np.rint(side), 1)
-        low = np.floor(rng.random(side.shape)*(batch.size - side + 1))
-        return Shrunk(np.stack([low, low+side], -1).astype(int), batch.size, self.draw_partners(batch, rng))
+        region = draw_within(np.maximum(np.rint(side), 1), batch.size, rng)
+        return Shrunk(region, batch.size, self.draw_partners(batch, rng))
