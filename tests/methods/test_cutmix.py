@@ -7,7 +7,7 @@ from torch import nn
 
 from fastmix.all import Batch, CutMix, MixChoice, MixUp, Paste, Targets, arguments, check_mixer, mix_rng
 from fastmix.compare import arm_text
-from test_family import N, RootLoss, by_hand, classes, fit, shares_seen
+from test_family import Look, N, RootLoss, by_hand, classes, fit, learner, shares_seen
 
 per = pytest.mark.parametrize('per', ['batch', 'sample'])
 
@@ -125,7 +125,6 @@ def test_nominal_under_class_weights():
 @per
 def test_nominal_under_a_loss_that_is_one_number(per):
     "It has one λ for the batch, so nothing speaks against it"
-    from test_family import Look, learner
     learn = learner([CutMix(nominal=True, per=per, seed=1), look := Look()], RootLoss())
     learn.fit(3)
     for row in kept(look.rows):
