@@ -285,7 +285,9 @@ def check_own(own, n):
     if not 2 <= own.ndim <= 4 or not own.numel() or len(own) not in (1, n):
         raise ValueError(f"`own` must have the shape (1, *size), or ({n}, *size) for a mask per sample, "
                          f"with 1 to 3 spatial dimensions; got {tuple(own.shape)}")
-    if is_soft and own.is_cpu and not ((own >= 0) & (own <= 1)).all(): raise ValueError("`own` must lie in [0, 1]")
+    if is_soft and own.is_cpu:
+        least, most = own.aminmax()
+        if not (least >= 0 and most <= 1): raise ValueError("`own` must lie in [0, 1]")
 
 # %% ../nbs/00_mix.ipynb #e92d6e88
 class Mask(Mix):

@@ -22,15 +22,16 @@ from fastcore.meta import delegates
 from ..mix import Mask, to_device
 from ..mixer import Mixer, check_parts
 
-# %% ../../nbs/methods/gmix.ipynb #3a06ae58
-def bump(centre, width, size):
-    "`(m, *size)`: 1 at the centres, `(m, d)`, and falling off by the widths, `(m, d)`, both in places"
+# %% ../../nbs/methods/gmix.ipynb #23cea7c5
+def bump(centre, width, own, size):
+    "`(m, *size)`: 1 at the centres, `(m, d)`, and falling off by the widths, `(m, d)`, both in places; the other way round where `own`, `(m, 1)`, is 0"
     rows = []
     for i, length in enumerate(size):
         at = torch.arange(length, device=centre.device) - centre[:, i:i+1]
         row = torch.exp(-math.pi*(at/width[:, i:i+1].clamp(min=1e-6))**2)
         rows.append(row.view(len(row), *[1]*i, length, *[1]*(len(size)-1-i)))
-    return reduce(mul, rows)
+    own = own.view(-1, *[1]*len(size))
+    return torch.addcmul(1-own, reduce(mul, rows[:-1], 2*own - 1), rows[-1])
 
 # %% ../../nbs/methods/gmix.ipynb #7a747d25
 @delegates()
@@ -53,7 +54,7 @@ class GMix(Mixer):
 
     def draw_lams(self, rng, m=1): return np.zeros(m) if self.sigma else super().draw_lams(rng, m)
 
-# %% ../../nbs/methods/gmix.ipynb #1488daf5
+# %% ../../nbs/methods/gmix.ipynb #3a5912f5
 @patch
 def width(self:GMix, lam, size, rng):
     "How wide the bumps are, in places: `(m, d)`"
@@ -65,9 +66,8 @@ def width(self:GMix, lam, size, rng):
 def draw(self:GMix, batch, lam, rng):
     size = batch.size
     centre = rng.random((len(lam), len(size)))*size - .5
-    own_bump = np.full(len(lam), True) if self.sigma else lam < .5
-    drawn = np.concatenate([centre, self.width(lam, size, rng), own_bump[:, None]], 1)
-    drawn = torch.from_numpy(drawn).float()
+    drawn = centre, self.width(lam, size, rng), (lam < .5)[:, None] # With `sigma`, λ is 0 here
+    drawn = torch.from_numpy(np.concatenate(drawn, 1)).float()
     if len(lam) > 1: drawn = to_device(drawn, batch.x) # All at once
-    own, others = bump(*drawn[:, :-1].chunk(2, 1), size), drawn[:, -1].view(-1, *[1]*len(size)) < .5
-    return Mask(torch.where(others, 1 - own, own), self.draw_partners(batch, rng))
+    own = bump(*drawn.split([len(size), len(size), 1], 1), size)
+    return Mask(own, self.draw_partners(batch, rng))

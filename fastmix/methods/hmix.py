@@ -9,16 +9,20 @@ For signals, images and volumes. Masks are weighed place by place."""
 # %% auto #0
 __all__ = ['HMix']
 
-# %% ../../nbs/methods/hmix.ipynb #4df0f684
+# %% ../../nbs/methods/hmix.ipynb #c4d141a5
+import math
+from functools import partial
+
+import numpy as np
 import torch
 from fastcore.basics import store_attr
 from fastcore.meta import delegates
 
 from ..draw import draw_region
-from ..mix import Mask, Paste, to_device
+from ..mix import Mask, cells_inside, to_device
 from ..mixer import Mixer, check_number
 
-# %% ../../nbs/methods/hmix.ipynb #ca5ae112
+# %% ../../nbs/methods/hmix.ipynb #21989527
 @delegates()
 class HMix(Mixer):
     "Train on samples with a region of another pasted in, averaged around it: HMix (arXiv 2208.09913). For all that has places"
@@ -35,10 +39,12 @@ class HMix(Mixer):
         store_attr('r')
 
     def draw(self, batch, lam, rng):
-        size = batch.size
-        region = torch.from_numpy(draw_region(1 - self.r*(1-lam), size, rng))
-        if len(region) > 1: region = to_device(region, batch.x)
-        partner = self.draw_partners(batch, rng)
-        box = Paste(region, size, partner)
-        around = to_device(torch.from_numpy(lam).float(), box.lam)/box.lam.clamp(min=1e-6)
-        return Mask(box.own*around.clamp(max=1).view(-1, *[1]*len(size)), partner)
+        size, m = batch.size, len(lam)
+        region = draw_region(1 - self.r*(1-lam), size, rng)
+        kept = 1 - np.diff(region)[..., 0].prod(1)/math.prod(size)
+        around = np.minimum(lam/np.maximum(kept, 1e-9), 1)
+        drawn = torch.from_numpy(np.column_stack([region.reshape(m, -1), around])).float()
+        if m > 1: drawn = to_device(drawn, batch.x) # All at once
+        bounds, around = drawn[:, :-1].view(m, -1, 2), drawn[:, -1].view(-1, *[1]*len(size))
+        inside = cells_inside(bounds, size, partial(torch.arange, device=drawn.device))
+        return Mask(~inside*around, self.draw_partners(batch, rng))

@@ -69,7 +69,8 @@ def test_the_mean_of_a_bump_that_is_not_clipped_is_the_share():
         d, share = len(size), .003
         width = torch.full((1, d), (share*math.prod(size))**(1/d))
         middle = torch.tensor([[length/2 for length in size]])
-        assert bump(middle, width, size).mean().item() == pytest.approx(share, rel=1e-3)
+        assert bump(middle, width, torch.ones(1, 1), size).mean().item() == pytest.approx(share, rel=1e-3)
+        assert bump(middle, width, torch.zeros(1, 1), size).mean().item() == pytest.approx(1-share, rel=1e-3)
 
 
 def test_a_bump_is_round_in_an_image_that_is_not_square():
