@@ -63,10 +63,10 @@ def by_parts(noise, kept, ramp):
         row[within[values[within].argsort()]] = (np.arange(2*half) + .5)/(2*half)
     return torch.from_numpy(own)
 
-# %% ../../nbs/methods/fmix.ipynb #46faf2f7
+# %% ../../nbs/methods/fmix.ipynb #6e53399f
 @delegates()
 class FMix(Mixer):
-    "Train on samples mixed by a threshold on low-frequency noise: FMix (arXiv 2002.12047). For signals, images and volumes"
+    "Train on samples mixed by a threshold on low-frequency noise: FMix (arXiv 2002.12047). For signals, images, volumes"
     places = 1, 2, 3
     def __init__(self,
         decay:float=3., # How fast the noise falls with frequency, from 0 up: larger makes fewer and rounder blobs

@@ -18,15 +18,15 @@ from fastcore.meta import delegates
 from ..mix import Mask, to_device
 from ..mixer import Mixer, check_number, is_number
 
-# %% ../../nbs/methods/specmix.ipynb #6c1111a6
+# %% ../../nbs/methods/specmix.ipynb #3b996f59
 def draw_bands(m, length, width, bands, rng):
     "`(m, length)`: is this part of the axis in a band?"
     many = rng.integers(bands, size=(m, 1), endpoint=True)
     wide = np.rint(rng.uniform(0, width, (m, bands))*length)
     first = np.floor(rng.random((m, bands))*(length-wide+1))
     wide[np.arange(bands) >= many] = 0
-    cell = np.arange(length)[:, None, None]
-    within = ((cell >= first) & (cell < first+wide)).any(2).T
+    cell, first, last = np.arange(length), first[..., None], (first+wide)[..., None]
+    within = ((cell >= first) & (cell < last)).any(1)
     return within & ~within.all(1, keepdims=True)
 
 # %% ../../nbs/methods/specmix.ipynb #ada69b0d
