@@ -99,3 +99,25 @@ def nothing_is_read_off_the_device(make):
         step = gpu.training_step(peers.learner(x, y, make(per=how), CrossEntropyLossFlat(), model), x, y)
         for _ in range(3): assert step().shape == ()
     with pytest.raises(RuntimeError): y.sum().item()
+
+
+devices = pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])
+
+
+def on_a_device(make, device):
+    "What a mask says is what is done there; the host never waits, and masks are those of the same seed"
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        for how, dtype in ('batch', torch.float32), ('sample', torch.float32), ('sample', torch.bfloat16):
+            x = torch.rand(8, 3, 32, 48, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+            mixer, batch = make(per=how), Batch((x,))
+            mixer.draw_mix(batch, mix_rng(1))(x) # Whatever is set up once
+            with gpu.no_waiting(device):
+                mix = mixer.draw_mix(batch, mix_rng(1))
+                out = mix(x)
+            own = mix.own.to(device)[:, None]
+            torch.testing.assert_close(out, torch.lerp(x, x[mix.partner.to(device)], (1 - own.float()).to(dtype)))
+            torch.testing.assert_close(mix.lam.cpu(), mix.own.float().mean((1, 2)).cpu())
+            assert torch.equal(mixer.draw_mix(batch, mix_rng(1)).own, mix.own) and out.dtype == dtype
+    finally: torch.use_deterministic_algorithms(before)

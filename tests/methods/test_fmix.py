@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
-from by_hand import draw, losses_by_hand, masks_by_hand, nothing_is_read_off_the_device, per
+from by_hand import devices, draw, losses_by_hand, masks_by_hand, nothing_is_read_off_the_device, on_a_device, per
 from fastmix.all import Batch, FMix, Mask, MixChoice, MixUp, arguments, check_mixer, mix_rng
 from fastmix.methods.fmix import by_parts, by_rank, kept_places, low_noise
 
@@ -73,6 +73,16 @@ def test_the_way_on_a_gpu_and_that_on_the_host_agree(size):
         torch.testing.assert_close(fast.float(), right.float(), atol=1e-6, rtol=0)
 
 
+@devices
+def test_the_way_on_a_device_keeps_as_many(device):
+    lam = mix_rng(3).random(16)
+    for soft in 0., .1:
+        noise = low_noise((37, 50), 3., 16, mix_rng(0), torch.device(device)).flatten(1)
+        own = by_rank(noise, *kept_places(lam, 37*50, soft)).cpu()
+        torch.testing.assert_close(own.double().sum(1), torch.from_numpy(np.rint(lam*37*50)), atol=1e-3, rtol=0)
+        assert (own.float() - by_parts(noise.cpu(), *kept_places(lam, 37*50, soft)).float()).abs().mean() < 1e-3 # Equal numbers stand in any order
+
+
 @pytest.mark.parametrize('decay', [1., 2., 3.])
 def test_the_power_falls_with_twice_the_decay(decay):
     "Within 2 %: 64 masks have some 16,000 independent waves in each of the many rings"
@@ -124,6 +134,12 @@ def test_loss_by_hand(per): losses_by_hand(lambda: FMix(per=per, seed=3))
 @pytest.mark.parametrize('soft', [0., .2])
 def test_masks_go_with_their_images(per, soft):
     for size in (8, 6), (3, 4, 5): masks_by_hand(lambda: FMix(per=per, soft=soft, alpha=9., seed=1), bool(soft), size)
+
+
+@devices
+def test_on_a_device(device):
+    on_a_device(lambda per: FMix(per=per), device)
+    on_a_device(lambda per: FMix(soft=.1, per=per), device)
 
 
 def test_nothing_is_read_off_the_device():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
-from by_hand import draw, losses_by_hand, masks_by_hand, nothing_is_read_off_the_device, per
+from by_hand import devices, draw, losses_by_hand, masks_by_hand, nothing_is_read_off_the_device, on_a_device, per
 from fastmix.all import Batch, PatchMix, arguments, check_mixer, mix_rng
 from fastmix.methods.patchmix import block_sides, blocks, scattered, spread
 
@@ -141,6 +141,12 @@ def test_loss_by_hand(how, per): losses_by_hand(lambda: PatchMix(3, how, per=per
 @per
 def test_masks_go_with_their_images(how, per):
     for size in (8, 6), (3, 4, 5): masks_by_hand(lambda: PatchMix(3, how, alpha=9., per=per, seed=1), size=size)
+
+
+@devices
+def test_on_a_device(device):
+    on_a_device(lambda per: PatchMix(5, per=per), device)
+    on_a_device(lambda per: PatchMix(5, 'block', per=per), device)
 
 
 @how

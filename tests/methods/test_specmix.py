@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from by_hand import draw, losses_by_hand, masks_by_hand, nothing_is_read_off_the_device, per
+from by_hand import devices, draw, losses_by_hand, masks_by_hand, nothing_is_read_off_the_device, on_a_device, per
 from fastmix.all import Batch, MixChoice, SpecMix, arguments, check_mixer, mix_rng
 from fastmix.methods.specmix import draw_bands
 
@@ -77,6 +77,11 @@ def test_loss_by_hand(per): losses_by_hand(lambda: SpecMix(per=per, seed=3))
 
 @per
 def test_masks_go_with_their_spectrograms(per): masks_by_hand(lambda: SpecMix(per=per, seed=1))
+
+
+@devices
+def test_on_a_device(device):
+    on_a_device(lambda per: SpecMix(per=per), device)
 
 
 def test_nothing_is_read_off_the_device(): nothing_is_read_off_the_device(lambda per: SpecMix(per=per, seed=0))
