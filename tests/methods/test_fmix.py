@@ -196,8 +196,8 @@ def test_drawing_takes_little_time():
     def fastest(m):
         times = []
         for i in range(5):
-            start = time.perf_counter()
+            start = time.process_time()
             draw(FMix(), x, lam[:m], i)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         return min(times)
     assert fastest(1) < .01 and fastest(64) < .4
