@@ -29,7 +29,7 @@ def draw_bands(m, length, width, bands, rng):
     within = ((cell >= first) & (cell < last)).any(1)
     return within & ~within.all(1, keepdims=True)
 
-# %% ../../nbs/methods/specmix.ipynb #ada69b0d
+# %% ../../nbs/methods/specmix.ipynb #c767f1b4
 @delegates(but='alpha')
 class SpecMix(Mixer):
     "Train on spectrograms with bands of another: SpecMix (arXiv 2108.03020). For `(n, c, frequency, time)`"
@@ -44,7 +44,7 @@ class SpecMix(Mixer):
         if 'alpha' in kwargs: raise TypeError("SpecMix has no `alpha`: λ follows from `width` and `bands`")
         super().__init__(per=per, **kwargs)
         check_number('width', width, 0, 1)
-        if not is_number(bands, int): raise TypeError(f"`bands` must be a whole number from 1 up; got {bands!r}")
+        if not is_number(bands, int): raise TypeError(f"`bands` must be a whole number; got {bands!r}")
         if bands < 1: raise ValueError(f"`bands` must be 1 or more; got {bands}. To switch mixing off, use p=0")
         store_attr('width,bands')
 
@@ -56,6 +56,7 @@ class SpecMix(Mixer):
 
     def draw(self, batch, lam, rng):
         m = len(lam)
-        own = [torch.from_numpy(~draw_bands(m, length, self.width, self.bands, rng)) for length in batch.size]
+        own = [~draw_bands(m, length, self.width, self.bands, rng) for length in batch.size]
+        own = [torch.from_numpy(o).view(torch.uint8) for o in own] # Bytes: torch's `&` of bools is slow
         frequency, time = [to_device(o, batch.x) for o in own] if m > 1 else own
-        return Mask(frequency[:, :, None] & time[:, None], self.draw_partners(batch, rng))
+        return Mask((frequency[:, :, None] & time[:, None]).view(torch.bool), self.draw_partners(batch, rng))
