@@ -11,9 +11,12 @@ from fastmix.methods.mixup import *
 from fastmix.methods.cutmix import *
 from fastmix.methods.manifold_mixup import *
 from fastmix.methods.mix_choice import *
+from fastmix.methods.fmix import *
 from fastmix.methods.gmix import *
 from fastmix.methods.hmix import *
+from fastmix.methods.patchmix import *
 from fastmix.methods.resizemix import *
+from fastmix.methods.specmix import *
 from fastmix.show import *
 from fastmix.data import *
 from fastmix.compare import *

@@ -1,28 +1,13 @@
 """Six published methods, written as a user would write them: what the architecture is measured by.
 
-ResizeMix, which is ours now, brings a kind of mix of its own; FMix draws a mask; SaliencyMix looks at the inputs, C-Mixup at the targets;
+ResizeMix brings a kind of mix of its own; FMix draws a mask; SaliencyMix looks at the inputs, C-Mixup at the targets;
 RegMixup trains on the clean batch, too; TransMix asks the network how much a label counts.
 """
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastmix.all import Blend, CutMix, Mask, Mixer, MixUp, Paste, ResizeMix, draw_partner, region_around, unwrap  # noqa: F401
-
-
-class FMix(Mixer):
-    "Places are chosen by a threshold on low-frequency noise: FMix (arXiv 2002.12047)"
-    places = 1, 2, 3
-
-    def draw(self, batch, lam, rng):
-        return Mask(np.stack([self.mask(batch.size, share, rng) for share in lam]), draw_partner(batch.n, rng))
-
-    def mask(self, size, lam, rng):
-        waves = np.meshgrid(*map(np.fft.fftfreq, size[:-1]), np.fft.rfftfreq(size[-1]), indexing='ij')
-        frequency = np.maximum(np.sqrt(sum(wave**2 for wave in waves)), 1/max(size))
-        real, imaginary = rng.normal(size=(2, *frequency.shape))
-        noise = np.fft.irfftn((real + 1j*imaginary)/frequency**3, size, axes=range(len(size)))
-        return (noise.ravel().argsort().argsort() >= noise.size - round(lam*noise.size)).reshape(size)
+from fastmix.all import Blend, CutMix, FMix, Mixer, MixUp, Paste, ResizeMix, draw_partner, region_around, unwrap  # noqa: F401
 
 
 class SaliencyMix(Mixer):

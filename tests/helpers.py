@@ -85,13 +85,13 @@ def formula_grads(model, rows, scale=1.):
 
 def mixed(mix, x):
     "The mix of `x`, sample by sample"
-    if isinstance(mix, Mask) and mix.moves: return mix(x) # Written out in the tests of the method
-    if isinstance(mix, Mask) and not isinstance(mix, Paste):
-        own = mix.own_in(x).float()
-        return own*x + (1-own)*x[mix.partner]
+    if mix.moves: return mix(x) # Written out in the tests of the method
     lam, out = mix.lam.expand(mix.n), []
     for i, (own, j) in enumerate(zip(x, mix.partner)):
-        if not isinstance(mix, Paste): out.append(lam[i]*own + (1-lam[i])*x[j])
+        if type(mix) is Mask:
+            w = mix.own[i if len(mix.own) > 1 else 0].to(own.dtype)
+            out.append(w*own + (1-w)*x[j])
+        elif not isinstance(mix, Paste): out.append(lam[i]*own + (1-lam[i])*x[j])
         else:
             out.append(own.clone())
             cells = (..., *(slice(*side) for side in mix.region[i if len(mix.region) > 1 else 0]))

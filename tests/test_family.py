@@ -137,7 +137,7 @@ def target(method): return numbers if method is CMixUp else classes
 
 
 def test_each_is_one_small_class():
-    "At most 20 lines, besides imports and docstrings; of those that are still trials"
+    "At most 20 lines, besides imports and docstrings; ResizeMix with its kind of mix"
     tree, lines = ast.parse(inspect.getsource(family)), {}
     for node in tree.body:
         if not isinstance(node, ast.ClassDef): continue

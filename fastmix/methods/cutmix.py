@@ -34,9 +34,9 @@ class CutMix(Mixer):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
         super().__init__(1. if alpha is None else alpha, per, **kwargs)
         if dims not in (None, *self.places): raise ValueError(f"`dims` must be 1, 2 or 3, or None; got {dims!r}")
-        self.dims, self.sides, self.reweighs = dims, sides, nominal
-        self.nominal = nominal
+        self.dims, self.sides, self.nominal = dims, sides, nominal
         self.check_law(alpha)
+        self.reweighs = self.reweighs or nominal
 
     def draw(self, batch, lam, rng):
         size = batch.size
@@ -56,9 +56,9 @@ def check_law(self:CutMix, alpha):
 
 # %% ../../nbs/methods/cutmix.ipynb #f3ca1fbf
 @patch
-def draw_lams(self:CutMix, rng, m=1):
+def draw_lams(self:CutMix, batch, rng, m=1):
     "As many as are asked for; with `sides` they mean nothing"
-    return Mixer.draw_lams(self, rng, m) if self.sides is None else np.ones(m)
+    return Mixer.draw_lams(self, batch, rng, m) if self.sides is None else np.ones(m)
 
 @patch
 def draw_box(self:CutMix, m, size, rng):

@@ -33,7 +33,7 @@ def bump(centre, width, own, size):
     own = own.view(-1, *[1]*len(size))
     return torch.addcmul(1-own, reduce(mul, rows[:-1], 2*own - 1), rows[-1])
 
-# %% ../../nbs/methods/gmix.ipynb #7a747d25
+# %% ../../nbs/methods/gmix.ipynb #689c1128
 @delegates()
 class GMix(Mixer):
     "Train on samples into which another fades: GMix (arXiv 2208.09913); with `sigma`, SmoothMix. For all that has places"
@@ -52,7 +52,7 @@ class GMix(Mixer):
         if alpha is not None:
             raise ValueError(f"`sigma` draws the bump, so λ isn't drawn by `alpha`: give one of the two; got alpha={alpha!r}")
 
-    def draw_lams(self, rng, m=1): return np.zeros(m) if self.sigma else super().draw_lams(rng, m)
+    def draw_lams(self, batch, rng, m=1): return np.zeros(m) if self.sigma else super().draw_lams(batch, rng, m)
 
 # %% ../../nbs/methods/gmix.ipynb #3a5912f5
 @patch

@@ -9,9 +9,10 @@ For signals, images and volumes. Masks are weighed place by place."""
 # %% auto #0
 __all__ = ['HMix']
 
-# %% ../../nbs/methods/hmix.ipynb #c4d141a5
+# %% ../../nbs/methods/hmix.ipynb #5f7cad32
 import math
-from functools import partial
+from functools import partial, reduce
+from operator import mul
 
 import numpy as np
 import torch
@@ -22,7 +23,17 @@ from ..draw import draw_region
 from ..mix import Mask, cells_inside, to_device
 from ..mixer import Mixer, check_number
 
-# %% ../../nbs/methods/hmix.ipynb #21989527
+# %% ../../nbs/methods/hmix.ipynb #a17dc3c6
+def outside(bounds, around, size):
+    "`(m, *size)`: the weight `around`, `(m, 1)`, outside of regions `(m, d, 2)`, and 0 inside"
+    arange, rows = partial(torch.arange, device=bounds.device), []
+    for i, length in enumerate(size):
+        row = cells_inside(bounds[:, i:i+1], (length,), arange).float()
+        rows.append(row.view(len(row), *[1]*i, length, *[1]*(len(size)-1-i)))
+    around = around.view(-1, *[1]*len(size))
+    return torch.addcmul(around, reduce(mul, rows[:-1], -around), rows[-1])
+
+# %% ../../nbs/methods/hmix.ipynb #5cb46143
 @delegates()
 class HMix(Mixer):
     "Train on samples with a region of another pasted in, averaged around it: HMix (arXiv 2208.09913). For all that has places"
@@ -45,6 +56,5 @@ class HMix(Mixer):
         around = np.minimum(lam/np.maximum(kept, 1e-9), 1)
         drawn = torch.from_numpy(np.column_stack([region.reshape(m, -1), around])).float()
         if m > 1: drawn = to_device(drawn, batch.x) # All at once
-        bounds, around = drawn[:, :-1].view(m, -1, 2), drawn[:, -1].view(-1, *[1]*len(size))
-        inside = cells_inside(bounds, size, partial(torch.arange, device=drawn.device))
-        return Mask(~inside*around, self.draw_partners(batch, rng))
+        own = outside(drawn[:, :-1].view(m, -1, 2), drawn[:, -1:], size)
+        return Mask(own, self.draw_partners(batch, rng))

@@ -127,7 +127,7 @@ def __call__(self:Shrunk,
     if region is None or small: return self.by_weights(t, source)
     return self.by_copies(t, source, region.tolist())
 
-# %% ../../nbs/methods/resizemix.ipynb #7ac53283
+# %% ../../nbs/methods/resizemix.ipynb #58231495
 @delegates()
 class ResizeMix(Mixer):
     "Train on samples with all of another, shrunk, pasted in: ResizeMix (arXiv 2012.11101). For images"
@@ -143,8 +143,8 @@ class ResizeMix(Mixer):
         if alpha is None: self.alpha = None
         self.scope = check_parts('scope', scope)
 
-    def draw_lams(self, rng, m=1):
-        return super().draw_lams(rng, m) if self.alpha else 1 - rng.uniform(*self.scope, m)**2
+    def draw_lams(self, batch, rng, m=1):
+        return super().draw_lams(batch, rng, m) if self.alpha else 1 - rng.uniform(*self.scope, m)**2
 
     def draw(self, batch, lam, rng):
         side = np.clip(np.sqrt(1-lam), *self.scope)[:, None]*batch.size

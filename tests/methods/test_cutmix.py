@@ -172,6 +172,11 @@ def test_arguments_are_kept_and_told():
         assert arguments(CutMix(**again)) == arguments(mixer)
 
 
+def test_a_subclass_that_reweighs_still_does():
+    class Leaning(CutMix): reweighs = True
+    assert Leaning().reweighs and not CutMix().reweighs and CutMix(nominal=True).reweighs
+
+
 def test_without_them_nothing_has_changed():
     "The same draws in the same order: λ, the centre, the partner"
     rng = mix_rng(5)
