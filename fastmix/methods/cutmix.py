@@ -24,7 +24,7 @@ class CutMix(Mixer):
     "Train on samples with a region of another pasted in: CutMix (arXiv 1905.04899). For signals, images and volumes"
     places = 1, 2, 3
     def __init__(self,
-        alpha:float|tuple|None=None, # Parameter of λ's Beta distribution, or a pair `(a, b)`. `None`: 1, unless `sides` are given
+        alpha:float|tuple|None=None, # λ's Beta distribution, or a pair `(a, b)`. `None`: 1, unless `sides` are given
         per:str='batch', # One region per 'sample', or one per 'batch'
         dims:int|None=None, # How many of the last dimensions are places: 2 for videos. `None`: all but `n` and `c`
         sides:tuple|None=None, # Draw each side of the region between two parts of the input's: `(.2, .8)`. `None`: by λ
@@ -51,8 +51,8 @@ def check_law(self:CutMix, alpha):
     if self.sides is None: return
     self.sides, self.alpha = check_parts('sides', self.sides), None
     if alpha is not None:
-        raise ValueError(f"`sides` draws the region, so λ isn't drawn by `alpha`: give one of the two; got alpha={alpha!r}")
-    if self.nominal: raise ValueError("`nominal=True` needs a λ that was drawn, and `sides` draws none: give one of the two")
+        raise ValueError(f"`sides` draws the region, and `alpha` λ: give one of the two; got alpha={alpha!r}")
+    if self.nominal: raise ValueError("`nominal=True` needs a drawn λ, and `sides` draws none: give one of the two")
 
 # %% ../../nbs/methods/cutmix.ipynb #f3ca1fbf
 @patch

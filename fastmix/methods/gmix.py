@@ -22,9 +22,9 @@ from fastcore.meta import delegates
 from ..mix import Mask, to_device
 from ..mixer import Mixer, check_parts
 
-# %% ../../nbs/methods/gmix.ipynb #23cea7c5
+# %% ../../nbs/methods/gmix.ipynb #2d6f96f3
 def bump(centre, width, own, size):
-    "`(m, *size)`: 1 at the centres, `(m, d)`, and falling off by the widths, `(m, d)`, both in places; the other way round where `own`, `(m, 1)`, is 0"
+    "`(m, *size)`: 1 at centres, falling off by widths, `(m, d)` in places; 1 less that where `own`, `(m, 1)`, is 0"
     rows = []
     for i, length in enumerate(size):
         at = torch.arange(length, device=centre.device) - centre[:, i:i+1]
@@ -33,14 +33,14 @@ def bump(centre, width, own, size):
     own = own.view(-1, *[1]*len(size))
     return torch.addcmul(1-own, reduce(mul, rows[:-1], 2*own - 1), rows[-1])
 
-# %% ../../nbs/methods/gmix.ipynb #689c1128
+# %% ../../nbs/methods/gmix.ipynb #e58d897d
 @delegates()
 class GMix(Mixer):
-    "Train on samples into which another fades: GMix (arXiv 2208.09913); with `sigma`, SmoothMix. For all that has places"
+    "Train on samples into which another fades: GMix (arXiv 2208.09913); with `sigma`, SmoothMix"
     places = 1, 2, 3
     def __init__(self,
-        alpha:float|tuple|None=None, # Parameter of λ's Beta distribution, or a pair `(a, b)`. `None`: 1, unless `sigma` is given
-        sigma:tuple|None=None, # Draw the bump's standard deviation between two parts of each side: `(.25, .5)`. `None`: by λ
+        alpha:float|tuple|None=None, # λ's Beta distribution, or a pair `(a, b)`. `None`: 1, unless `sigma` is given
+        sigma:tuple|None=None, # The bump's standard deviation, between two parts of each side: `(.25, .5)`. `None`: by λ
         per:str='batch', # One bump per 'sample', or one per 'batch'
         **kwargs
     ):
@@ -50,7 +50,7 @@ class GMix(Mixer):
         if sigma is None: return
         self.sigma, self.alpha = check_parts('sigma', sigma), None
         if alpha is not None:
-            raise ValueError(f"`sigma` draws the bump, so λ isn't drawn by `alpha`: give one of the two; got alpha={alpha!r}")
+            raise ValueError(f"`sigma` draws the bump, and `alpha` λ: give one of the two; got alpha={alpha!r}")
 
     def draw_lams(self, batch, rng, m=1): return np.zeros(m) if self.sigma else super().draw_lams(batch, rng, m)
 

@@ -33,10 +33,10 @@ def outside(bounds, around, size):
     around = around.view(-1, *[1]*len(size))
     return torch.addcmul(around, reduce(mul, rows[:-1], -around), rows[-1])
 
-# %% ../../nbs/methods/hmix.ipynb #5cb46143
+# %% ../../nbs/methods/hmix.ipynb #3613ef05
 @delegates()
 class HMix(Mixer):
-    "Train on samples with a region of another pasted in, averaged around it: HMix (arXiv 2208.09913). For all that has places"
+    "Train on samples with a region of another pasted in, averaged around it: HMix (arXiv 2208.09913)"
     places = 1, 2, 3
     def __init__(self,
         alpha:float|tuple=1., # Parameter of λ's Beta distribution, positive; or a pair `(a, b)`

@@ -23,9 +23,9 @@ from ..draw import draw_within
 from ..mix import Numbers, Paste, cells, is_floating, to_device
 from ..mixer import Mixer, check_parts
 
-# %% ../../nbs/methods/resizemix.ipynb #9dd76599
+# %% ../../nbs/methods/resizemix.ipynb #643065a5
 def looks_at(bounds, length, size):
-    "Where in the partner the middle of each of `length` places lies, if `bounds` refer to `size` of them: `(m, length)` over `(m, 1)`"
+    "Where in the partner the middles of `length` places lie, for `bounds` in `size`: `(m, length)` over `(m, 1)`"
     low, high = bounds[:, :1], bounds[:, 1:]
     twice = 2*torch.arange(length, device=bounds.device) + 1
     return twice*size - 2*low*length, 2*(high-low).clamp(min=1)
@@ -45,7 +45,7 @@ def smooth(bounds, length, size):
     weight = (1 - (middle-at).abs()/wide).clamp(min=0)
     return weight/weight.sum(-1, keepdim=True).clamp(min=1e-6)
 
-# %% ../../nbs/methods/resizemix.ipynb #ffde9d1c
+# %% ../../nbs/methods/resizemix.ipynb #18947c0e
 class Shrunk(Paste):
     "The whole partner shrunk into a region of every sample, as in ResizeMix (arXiv 2012.11101). For images"
     moves = True
@@ -56,7 +56,7 @@ class Shrunk(Paste):
         weights:Numbers|None=None, # Label weights: own ones `(m,)` in [0, 1], or `(2, m)`. `None`: the shares
     ):
         "Raises a `ValueError` if the region does not lie within `size`, or for another number of dimensions"
-        if len(size) != 2: raise ValueError(f"only images are shrunk: `size` must be (height, width); got {tuple(size)}")
+        if len(size) != 2: raise ValueError(f"only images are shrunk: `size` must be (height, width); got {size}")
         super().__init__(region, size, partner, weights)
 
 # %% ../../nbs/methods/resizemix.ipynb #0d93e949
@@ -127,14 +127,14 @@ def __call__(self:Shrunk,
     if region is None or small: return self.by_weights(t, source)
     return self.by_copies(t, source, region.tolist())
 
-# %% ../../nbs/methods/resizemix.ipynb #58231495
+# %% ../../nbs/methods/resizemix.ipynb #5b41e34d
 @delegates()
 class ResizeMix(Mixer):
     "Train on samples with all of another, shrunk, pasted in: ResizeMix (arXiv 2012.11101). For images"
     places = 2,
     def __init__(self,
         scope:tuple=(.1, .8), # Smallest and largest side of the small picture, in (0, 1] of the image's side
-        alpha:float|tuple|None=None, # Parameter of λ's Beta distribution, the side kept in `scope`. `None`: a uniform side
+        alpha:float|tuple|None=None, # λ's Beta distribution, the side kept in `scope`. `None`: a uniform side
         per:str='batch', # One region per 'sample', or one per 'batch'
         **kwargs
     ):
