@@ -622,7 +622,9 @@ def arguments(
 # %% ../nbs/05_mixer.ipynb #c5d7b619
 def telling_batch(n, size, content, y=None):
     "Sample `i` is 1 in channel `i`, and shows `content` in three more; its class, one-hot label and mask say `i`, too"
-    one, classes = [1]*len(size), torch.arange(n)
+    classes = torch.arange(n)
+    if size is None: return Batch((classes[:, None].repeat(1, 2*n),), (classes, torch.eye(n), classes)) # A table of codes
+    one = [1]*len(size)
     who = torch.eye(n).view(n, n, *one).expand(n, n, *size)
     mask = classes.view(n, *one).repeat(1, *size)
     return Batch((torch.cat([who, content], 1),), (classes if y is None else y, torch.eye(n), mask))
@@ -653,7 +655,8 @@ def check_draw(under, again, kept, streams):
 def check_labels(mixer, under, mix):
     "Do labels and masks fit the inputs?"
     (x,), (_, soft, mask), n = under.part(mix), under.targets.mixed(mix), mix.n
-    seen, near = x[:, :n], partial(torch.allclose, atol=1e-3)
+    seen = x[:, :n] if x.ndim > 2 else (x[:, None] == torch.arange(n)[:, None]).float() # Of a table, the codes
+    near = partial(torch.allclose, atol=1e-3)
     shares, (label_fate, soft_fate, mask_fate) = seen.flatten(2).mean(2), under.targets.fates(mix)
     stated, counted = made_of(mix.shares, mix.partners), made_of(mix.weights, mix.partners)
     assert near(shares, stated), 'the shares that the mix states are not those in the inputs'
@@ -686,15 +689,16 @@ def draw_picked(mixer, seed, batch):
 # %% ../nbs/05_mixer.ipynb #8276c176
 def check_mixer(
     mixer:Mixer, # A mixer, of whatever method
-    size:tuple=(20, 30), # Spatial size of the batch to try it on; better not a square
+    size:tuple=(20, 30), # Spatial size of the batch to try it on; better not a square. A method for tables gets a table
     n:int=6, # Batch size
     draws:int=20, # How many batches
     y:Tensor|None=None, # `(n, …)`: the first target, for a method that looks at it; `None`: class numbers
 ):
     """Raise an `AssertionError` where `mixer` breaks a promise: labels that don't fit the inputs, masks at another
     place, a batch written to, a generator that isn't its own"""
+    if mixer.data == 'table': size = None
     for seed in range(draws):
-        content = torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(seed))
+        content = torch.rand(n, 3, *(size or ()), generator=torch.Generator().manual_seed(seed))
         batch, streams = telling_batch(n, size, content, y), global_streams()
         kept = batch.x.clone()
         draw = partial(draw_picked, mixer, seed)
