@@ -11,7 +11,8 @@ Modules:
 - `fastmix.methods.cutmix`: Trains on samples with a region of another pasted in, and asks for both labels by their share of the pixels
 - `fastmix.methods.manifold_mixup`: Trains on averages of what two samples have become inside the network, at a layer that is drawn for each batch
 - `fastmix.methods.mix_choice`: Draws one of several mixers for each batch, so that a network is trained on more than one way of mixing
-- `fastmix.methods.mixup`: Trains on weighted averages of two samples, and asks for the same average of their labels
+- `fastmix.methods.mixup`: Trains on weighted averages of two samples or more, and asks for the same average of their labels
+- `fastmix.methods.ricap`: Trains on four images in one: a crop of each, tiled around a point, and labels by the area of the tiles
 - `fastmix.methods.tabularswap`: Trains on rows of a table in which some columns are another row's: swap noise, and CutMix for tables
 - `fastmix.metric`: What a metric means while the samples are mixed
 - `fastmix.mix`: What a mixed sample is made of: a weighted average, a pasted region, or a weight for each place
