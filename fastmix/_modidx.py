@@ -454,6 +454,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fastmix.mixer.made_of': ('mixer.html#made_of', 'fastmix/mixer.py'),
                                'fastmix.mixer.one_batch': ('mixer.html#one_batch', 'fastmix/mixer.py'),
                                'fastmix.mixer.put_back': ('mixer.html#put_back', 'fastmix/mixer.py'),
+                               'fastmix.mixer.refuse_choice': ('mixer.html#refuse_choice', 'fastmix/mixer.py'),
                                'fastmix.mixer.refuse_labels': ('mixer.html#refuse_labels', 'fastmix/mixer.py'),
                                'fastmix.mixer.takes_integers': ('mixer.html#takes_integers', 'fastmix/mixer.py'),
                                'fastmix.mixer.telling_batch': ('mixer.html#telling_batch', 'fastmix/mixer.py'),

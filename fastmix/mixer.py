@@ -94,6 +94,14 @@ def check_seed(seed):
     if not is_number(seed, Integral): raise TypeError(f"`seed` must be a whole number or None; got {seed!r}")
     if seed < 0: raise ValueError(f"`seed` must not be negative; got {seed}")
 
+# %% ../nbs/05_mixer.ipynb #9d492d89
+def refuse_choice(mixer, otherwise):
+    "Raise a `ValueError` where partners of several kinds, or from a loader, were asked of a method that draws many"
+    for name, usual in (('partner', 'any'), ('source', None)):
+        if getattr(mixer, name, usual) == usual: continue
+        raise ValueError(f"`{name}` is for methods with one partner, and {type(mixer).__name__} mixes more than two "
+                         f"samples: leave it out, or take {otherwise}")
+
 # %% ../nbs/05_mixer.ipynb #ec0436fc
 @patch
 def draw(self:Mixer,
@@ -623,7 +631,8 @@ def arguments(
 def telling_batch(n, size, content, y=None):
     "Sample `i` is 1 in channel `i`, and shows `content` in three more; its class, one-hot label and mask say `i`, too"
     classes = torch.arange(n)
-    if size is None: return Batch((classes[:, None].repeat(1, 2*n),), (classes, torch.eye(n), classes)) # A table of codes
+    if size is None: # A table of codes
+        return Batch((classes[:, None].repeat(1, 2*n),), (classes, torch.eye(n), classes))
     one = [1]*len(size)
     who = torch.eye(n).view(n, n, *one).expand(n, n, *size)
     mask = classes.view(n, *one).repeat(1, *size)

@@ -810,8 +810,8 @@ def lam_distribution(alpha, fold):
     if isinstance(alpha, Mixer):
         if alpha.pick(None, mix_rng(0)) is not alpha:
             raise ValueError("MixChoice draws one of several mixers, each with its own alpha: give those")
-        if 'alpha' not in arguments(alpha):
-            raise ValueError(f"{type(alpha).__name__} draws its shares in a way of its own, without an alpha")
+        if 'alpha' not in arguments(alpha) or getattr(alpha, 'k', 2) > 2:
+            raise ValueError(f"{type(alpha).__name__} draws these shares otherwise than λ from a Beta distribution")
         alpha, fold = alpha.alpha, alpha.fold
     alpha = check_alpha(alpha)
     return *(alpha if isinstance(alpha, tuple) else (alpha, alpha)), fold

@@ -10,6 +10,8 @@ Any inputs of floating point, any loss. Tables and text of fastai's own models a
 __all__ = ['MixUp', 'largest_first']
 
 # %% ../../nbs/methods/mixup.ipynb #96bca216
+from numbers import Integral
+
 import numpy as np
 from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
@@ -17,7 +19,7 @@ from fastcore.meta import delegates
 from ..draw import draw_several
 from ..layers import find_layers, from_codes, unwrap
 from ..mix import Blend, is_floating
-from ..mixer import Mixer, is_number
+from ..mixer import Mixer, is_number, refuse_choice
 
 # %% ../../nbs/methods/mixup.ipynb #770c098d
 @delegates()
@@ -33,9 +35,10 @@ class MixUp(Mixer):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
         super().__init__(alpha, per, **kwargs)
         if not isinstance(fold, bool): raise TypeError(f"`fold` must be True or False; got {fold!r}")
-        if not is_number(k, int): raise TypeError(f"`k` must be a whole number, 2 or more; got {k!r}")
+        if not is_number(k, Integral): raise TypeError(f"`k` must be a whole number, 2 or more; got {k!r}")
         if k < 2: raise ValueError(f"`k` must be a whole number, 2 or more; got {k}")
         store_attr('fold,k')
+        if k > 2: refuse_choice(self, 'k=2')
 
     def draw(self, batch, lam, rng):
         if self.k > 2: return self.draw_many(batch, lam, rng)

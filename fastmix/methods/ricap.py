@@ -9,7 +9,7 @@ For images. Masks are cropped and tiled along with them."""
 # %% auto #0
 __all__ = ['tiles', 'Tiles', 'cell_slices', 'RICAP']
 
-# %% ../../nbs/methods/ricap.ipynb #b3bf2d55
+# %% ../../nbs/methods/ricap.ipynb #58acf82c
 import math
 
 import numpy as np
@@ -20,14 +20,14 @@ from torch import Tensor
 
 from ..draw import draw_several
 from ..mix import Mix, Numbers, as_bits, by_numpy, pieces, to_device
-from ..mixer import Mixer, is_number
+from ..mixer import Mixer, is_number, refuse_choice
 
-# %% ../../nbs/methods/ricap.ipynb #401dd902
+# %% ../../nbs/methods/ricap.ipynb #708b985c
 def tiles(middle, size):
     "First cells and sides of the four tiles of `size` around `middle`, `(m, 2)`: two arrays `(m, 4, 2)`"
-    middle = np.asarray(middle)
+    first = np.asarray(middle)[:, None]
     second = np.array([(0, 0), (0, 1), (1, 0), (1, 1)], dtype=bool) # Is a tile the second one down, and across?
-    return np.where(second, middle[:, None], 0), np.where(second, np.array(size) - middle[:, None], middle[:, None])
+    return np.where(second, first, 0), np.where(second, np.array(size) - first, first)
 
 # %% ../../nbs/methods/ricap.ipynb #bf941a37
 class Tiles(Mix):
@@ -130,7 +130,7 @@ def __call__(self:Tiles,
 @patch
 def is_soft(self:Tiles, size): return False
 
-# %% ../../nbs/methods/ricap.ipynb #500b1294
+# %% ../../nbs/methods/ricap.ipynb #694e7457
 @delegates(but='alpha')
 class RICAP(Mixer):
     "Train on crops of four images, tiled around a point: RICAP (arXiv 1811.09030). For images and masks"
@@ -146,6 +146,7 @@ class RICAP(Mixer):
         if not is_number(beta): raise TypeError(wanted)
         if not 0 < beta < math.inf: raise ValueError(wanted)
         self.beta = beta
+        refuse_choice(self, 'CutMix')
 
     def draw(self, batch, lam, rng):
         size, m = np.array(batch.size), len(lam)

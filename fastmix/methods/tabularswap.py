@@ -38,7 +38,7 @@ class Columns(Mix):
             raise ValueError(f"this mix swaps {self.own.shape[1]} columns, and got a tensor of shape {tuple(t.shape)}")
         return self.by_halves(where, t, source, to_device(own, t))
 
-# %% ../../nbs/methods/tabularswap.ipynb #26222336
+# %% ../../nbs/methods/tabularswap.ipynb #11c2fe2e
 @patch
 def inputs(self:Columns, xb, source=None):
     "All inputs with their columns swapped. Raises a `ValueError` where they have others than the mix"
@@ -48,10 +48,10 @@ def inputs(self:Columns, xb, source=None):
         at += t.shape[1]
         return self(t, *source, at=at-t.shape[1])
     out = nested(one, xb, *(() if source is None else (source,)))
-    if at != self.own.shape[1]: raise ValueError(f"this mix swaps {self.own.shape[1]} columns, and the inputs have {at}")
-    return out
+    if at == self.own.shape[1]: return out
+    raise ValueError(f"this mix swaps {self.own.shape[1]} columns, and the inputs have {at}")
 
-# %% ../../nbs/methods/tabularswap.ipynb #9d84d68c
+# %% ../../nbs/methods/tabularswap.ipynb #ae475c77
 @delegates(but='alpha')
 class TabularSwap(Mixer):
     "Train on rows with some columns of another row: swap noise, or CutMix for tables as in SAINT (arXiv 2106.01342)"
@@ -65,7 +65,8 @@ class TabularSwap(Mixer):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
         super().__init__(1., per, targets=targets, **kwargs)
         check_number('share', share, 0, 1)
-        if share in (0, 1): raise ValueError(f"`share` must lie between 0 and 1; got {share}. To switch it off, use p=0")
+        if share in (0, 1):
+            raise ValueError(f"`share` must lie between 0 and 1; got {share}. To switch swapping off, use p=0")
         self.share = share
 
     def draw_mix(self, batch, rng, one=False, lam=None):

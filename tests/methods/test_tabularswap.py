@@ -198,7 +198,7 @@ def test_what_is_no_table_is_refused():
         with pytest.raises(error, match='`share`'): TabularSwap(bad)
     with pytest.raises(TypeError, match='alpha'): TabularSwap(alpha=1)
     with pytest.raises(ValueError, match='swaps 5 columns, and the inputs have 4'): drawn(torch.rand(4, 5)).mix.inputs((torch.rand(4, 4),))
-    with pytest.raises(ValueError, match='without an alpha'): plot_lam(TabularSwap())
+    with pytest.raises(ValueError, match='otherwise than λ'): plot_lam(TabularSwap())
 
 
 def test_other_inputs_than_fastais():
