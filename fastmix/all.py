@@ -11,7 +11,10 @@ from fastmix.methods.mixup import *
 from fastmix.methods.cutmix import *
 from fastmix.methods.manifold_mixup import *
 from fastmix.methods.mix_choice import *
+from fastmix.methods.fmix import *
+from fastmix.methods.patchmix import *
 from fastmix.methods.ricap import *
+from fastmix.methods.specmix import *
 from fastmix.methods.tabularswap import *
 from fastmix.show import *
 from fastmix.data import *

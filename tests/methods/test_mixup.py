@@ -21,7 +21,6 @@ from torch import nn
 import many
 from fastmix.all import Batch, Blend, MixChoice, MixedBatch, MixMetric, MixUp, RICAP, arguments, check_mixer, draw_several, mix_rng, plot_lam, rotation, show_mix, show_mixers
 from fastmix.loss import weighted_loss
-from fastmix.mixer import refuse_choice
 from many import BS, class_loss_by_hand, fit, hot, longest_piece, metric_by_hand, numbers, several, shares_seen, soft
 
 per = pytest.mark.parametrize('per', ['batch', 'sample'])
@@ -91,6 +90,14 @@ def test_the_law_of_the_shares(alpha, k):
     assert torch.equal(folded[0], shares.max(0).values) and torch.equal(folded.sort(0).values, shares.sort(0).values)
     if own == other: assert abs(folded[0].mean().item() - longest_piece(own, k)) < error
     if alpha == 1.: assert abs(longest_piece(1., k) - sum(1/i for i in range(1, k+1))/k) < .002 # What is known of it
+
+
+def test_an_alpha_that_changes():
+    "As a function of the fit's progress"
+    batch = Batch((torch.zeros(20_000, 1),))
+    for batch.done in 0., 1.:
+        lam = MixUp(lambda done: .2 + done, k=3).draw_mix(batch, mix_rng(0)).lam
+        assert abs(lam.mean().item() - longest_piece(.2 + batch.done, 3)) < 5*.5/20_000**.5
 
 
 def test_two_are_as_they_were():
@@ -189,10 +196,12 @@ def test_what_it_promises_and_what_it_refuses():
     for bad, error in (1, ValueError), (0, ValueError), (-3, ValueError), (2.5, TypeError), ('3', TypeError), (True, TypeError), (None, TypeError):
         with pytest.raises(error, match='`k` must be'): MixUp(k=bad)
     assert arguments(MixUp(k=3))['k'] == 3
+    loader = DataLoader(range(4))
     with pytest.raises(ValueError, match='otherwise than λ'): plot_lam(MixUp(), MixUp(k=3))
-    for given in dict(partner='same'), dict(source=[1]):
-        with pytest.raises(ValueError, match=f'`{next(iter(given))}` is for methods with one partner.*k=2'): refuse_choice(SimpleNamespace(**given), 'k=2')
-    refuse_choice(SimpleNamespace(partner='any', source=None), 'k=2')
+    for given in dict(partner='same'), dict(source=loader), dict(decouple=.1):
+        for make, otherwise in (lambda **kwargs: MixUp(k=3, **kwargs), 'k=2'), (RICAP, 'CutMix'):
+            with pytest.raises(ValueError, match=f'`{next(iter(given))}` is for methods with one partner.*{otherwise}'): make(**given)
+        MixUp(k=2, **given)
 
 
 def test_it_goes_on_after_a_stop_and_in_a_copy():

@@ -13,7 +13,7 @@ from torch import nn
 
 import many
 from fastmix.all import RICAP, Batch, MixChoice, MixedBatch, MixMetric, MixUp, check_mixer, mix_rng, plot_lam, rotation, show_mix, show_mixers
-from fastmix.methods.ricap import Tiles, tiles
+from fastmix.methods.ricap import Tiles, four_tiles
 from many import N, SIZE, class_loss_by_hand, classes, fit, metric_by_hand, numbers, several, shares_seen, soft
 
 per = pytest.mark.parametrize('per', ['batch', 'sample'])
@@ -182,7 +182,7 @@ def test_what_it_promises_and_what_it_refuses():
         with pytest.raises(ValueError, match='2 spatial dimensions'): MixedBatch(RICAP(), Batch((torch.rand(4, 3, *size),)), mix_rng(0))
     for middle, corner in ([[9, 0]], np.zeros((1, 4, 2), int)), ([[4, 4]], np.full((1, 4, 2), 5)), ([[4, 4]], np.full((1, 4, 2), -1)):
         with pytest.raises(ValueError, match='lie within'): Tiles(middle, corner, (8, 8), [rotation(4, k) for k in (1, 2, 3)])
-    assert tiles([[0, 8]], (8, 8))[1].tolist() == [[[0, 8], [0, 0], [8, 8], [8, 0]]]
+    assert four_tiles([[0, 8]], (8, 8))[1].tolist() == [[[0, 8], [0, 0], [8, 8], [8, 0]]]
 
 
 def test_it_goes_on_after_a_stop_and_in_a_copy():

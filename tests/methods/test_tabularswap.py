@@ -219,6 +219,22 @@ def test_from_another_batch():
     assert torch.equal(out, torch.where(mix.own, own, other[mix.partner]))
 
 
+def test_partners_of_the_same_class():
+    "Every value then comes from a row with the own label"
+    for row in fit(TabularSwap(.5, partner='same', seed=1))[1]:
+        y = row.y.view(-1)
+        assert torch.equal(y[row.mix.partner], y) and not torch.equal(row.x[1], row.copy[1])
+        for x, expected in zip(row.x, swapped(row.copy, row.mix.own, row.mix.partner)): assert torch.equal(x, expected)
+
+
+def test_partners_from_another_loader():
+    dls = loaders()
+    for row in fit(TabularSwap(.5, source=dls.valid, seed=1), dls)[1]:
+        for x, own, other in zip(row.x, row.copy, dls.valid.one_batch()):
+            for column in range(x.shape[1]): assert set(x[:, column].tolist()) <= set(own[:, column].tolist()) | set(other[:, column].tolist())
+        assert any(not torch.equal(x, own) for x, own in zip(row.x, row.copy))
+
+
 def test_what_every_mixer_promises():
     for kwargs in {}, dict(per='batch'), dict(targets='weigh'), dict(beside=True): check_mixer(TabularSwap(.5, **kwargs))
     def inverted(own, partner): return Columns(own, partner, weights=1-torch.as_tensor(own).float().mean(1))
