@@ -9,6 +9,7 @@ Modules:
 - `fastmix.data`: Labelled images for a comparison: handwritten digits at once, or a folder of photographs
 - `fastmix.loss`: What a mixed sample should be called, for any loss function
 - `fastmix.methods.cmixup`: MixUp for regression: a sample's partner is likelier the nearer their targets are
+- `fastmix.methods.copypaste`: For segmentation: pastes what belongs to some of the partner's classes, image and mask alike
 - `fastmix.methods.cutmix`: Trains on samples with a region of another pasted in, and asks for both labels by their share of the pixels
 - `fastmix.methods.manifold_mixup`: Trains on averages of what two samples have become inside the network, at a layer that is drawn for each batch
 - `fastmix.methods.mix_choice`: Draws one of several mixers for each batch, so that a network is trained on more than one way of mixing
