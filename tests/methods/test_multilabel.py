@@ -108,7 +108,7 @@ def test_in_a_choice_each_part_has_its_word():
 
 def test_at_a_layer_and_beside_the_clean_batch():
     model = nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.Linear(8, LABELS))
-    learn = learner([mixer := ManifoldMixUp(['2'], targets='union', seed=0), spy := Spy()], closure, model, loaders((sounds, labels), bs=N, n_valid=8))
+    learn = learner([ManifoldMixUp(['2'], targets='union', seed=0), spy := Spy()], closure, model, loaders((sounds, labels), bs=N, n_valid=8))
     learn.fit(1)
     for row in spy.rows: torch.testing.assert_close(row.loss, closure(row.pred, union_of(row.y[0], row.mix.shares.expand(-1, N), row.mix.partners)))
     learn = learner([MixUp(1., targets='union', beside=True, seed=0), spy := Spy()], closure, nn.Sequential(nn.Flatten(), nn.Linear(32, LABELS)), loaders((sounds, labels), bs=N, n_valid=8))
