@@ -11,10 +11,13 @@ Modules:
 - `fastmix.methods.cmixup`: MixUp for regression: a sample's partner is likelier the nearer their targets are
 - `fastmix.methods.copypaste`: For segmentation: pastes what belongs to some of the partner's classes, image and mask alike
 - `fastmix.methods.cutmix`: Trains on samples with a region of another pasted in, and asks for both labels by their share of the pixels
+- `fastmix.methods.fmix`: Trains on samples with blobs of another in them, cut out of low-frequency noise, and asks for both labels by their share of the places
 - `fastmix.methods.manifold_mixup`: Trains on averages of what two samples have become inside the network, at a layer that is drawn for each batch
 - `fastmix.methods.mix_choice`: Draws one of several mixers for each batch, so that a network is trained on more than one way of mixing
 - `fastmix.methods.mixup`: Trains on weighted averages of two samples, and asks for the same average of their labels
+- `fastmix.methods.patchmix`: Trains on samples with some of their patches from another, scattered or in blocks, and asks for both labels by their share of the places
 - `fastmix.methods.remix`: MixUp for imbalanced classes: where a rare class is mixed with a common one, the label is the rare one's
+- `fastmix.methods.specmix`: Trains on spectrograms with bands of frequency and of time from another, and asks for both labels by their share of the cells
 - `fastmix.metric`: What a metric means while the samples are mixed
 - `fastmix.mix`: What a mixed sample is made of: a weighted average, a pasted region, or a weight for each place
 - `fastmix.mixer`: One callback in `cbs`, and a `Learner` trains on mixed samples

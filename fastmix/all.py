@@ -13,7 +13,10 @@ from fastmix.methods.manifold_mixup import *
 from fastmix.methods.mix_choice import *
 from fastmix.methods.cmixup import *
 from fastmix.methods.copypaste import *
+from fastmix.methods.fmix import *
+from fastmix.methods.patchmix import *
 from fastmix.methods.remix import *
+from fastmix.methods.specmix import *
 from fastmix.show import *
 from fastmix.data import *
 from fastmix.compare import *

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from fastmix.all import CutMix, Mask, Mixer, MixUp, Paste, draw_partner, region_around, unwrap
+from fastmix.all import CutMix, FMix, Mixer, MixUp, Paste, draw_partner, region_around, unwrap  # noqa: F401
 
 
 class Shrunk(Paste):
@@ -30,21 +30,6 @@ class ResizeMix(Mixer):
         side = np.maximum(1, np.rint(rng.uniform(.1, .8, (len(lam), 1))*batch.size))
         low = np.floor(rng.random(side.shape)*(batch.size - side + 1))
         return Shrunk(np.stack([low, low+side], -1).astype(int), batch.size, draw_partner(batch.n, rng))
-
-
-class FMix(Mixer):
-    "Places are chosen by a threshold on low-frequency noise: FMix (arXiv 2002.12047)"
-    places = 1, 2, 3
-
-    def draw(self, batch, lam, rng):
-        return Mask(np.stack([self.mask(batch.size, share, rng) for share in lam]), draw_partner(batch.n, rng))
-
-    def mask(self, size, lam, rng):
-        waves = np.meshgrid(*map(np.fft.fftfreq, size[:-1]), np.fft.rfftfreq(size[-1]), indexing='ij')
-        frequency = np.maximum(np.sqrt(sum(wave**2 for wave in waves)), 1/max(size))
-        real, imaginary = rng.normal(size=(2, *frequency.shape))
-        noise = np.fft.irfftn((real + 1j*imaginary)/frequency**3, size, axes=range(len(size)))
-        return (noise.ravel().argsort().argsort() >= noise.size - round(lam*noise.size)).reshape(size)
 
 
 class SaliencyMix(Mixer):

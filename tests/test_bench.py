@@ -7,7 +7,7 @@ from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
 from bench import gpu, losses, measure, memory, peers, report, run, steps
-from fastmix.all import Blend, CutMix, MixUp, Paste
+from fastmix.all import Blend, CutMix, MixUp, Paste, all_mixers
 
 
 @pytest.fixture(scope='module')
@@ -22,7 +22,7 @@ def table(tmp_path_factory):
 
 def test_every_section_is_there(table):
     assert list(table.columns) == run.COLUMNS
-    expected = {'machine', 'version', 'mixing', 'loss', 'step', 'python', 'size', 'memory'} | ({'loss memory'} if memory.available() else set())
+    expected = {'machine', 'version', 'mixing', 'methods', 'loss', 'step', 'python', 'size', 'memory'} | ({'loss memory'} if memory.available() else set())
     assert set(table.section) == expected
     assert {'cores', 'threads'} <= set(report.settings(table, 'machine')) and report.settings(table, 'version')['torch'] == torch.__version__.split('+')[0]
 
@@ -41,7 +41,16 @@ def test_every_way_is_measured_or_says_why_not(table):
         assert ((rows.value == '') == (rows.note != '')).all()
         assert set(rows[rows.note == 'not installed'].library) == set(peers.missing)
         ours = report.figures(table, 'mixing', case).query('library == "fastmix"')
-        assert set(zip(ours.method, ours.per, ours.kind)) == {(m, p, k) for m, p in report.GROUPS for k in ('call', 'callback')}
+        assert set(zip(ours.method, ours.per, ours.kind)) == {(m, p, k) for m in peers.ALPHA for p in ('batch', 'sample') for k in ('call', 'callback')}
+
+
+def test_every_method_is_measured_and_its_cost_said(table):
+    rows = report.figures(table, 'methods').query("kind == 'call'")
+    inside = {'MixChoice', 'ManifoldMixUp'}
+    assert set(rows.method) == {cls.__name__ for cls in all_mixers.values()} - inside
+    for method in set(rows.method): assert 'times with one' in report.cost(method, table) and ' ms ' in report.cost(method, table)
+    with pytest.raises(ValueError, match='was not measured'): report.cost('ManifoldMixUp', table)
+    assert len(report.methods_table(table)) == len(set(rows.method))
 
 
 @pytest.mark.parametrize('name', [name for name in peers.LIBRARIES if name != 'fastmix'])

@@ -21,7 +21,7 @@ from .mixup import MixUp
 from ..mix import Blend, to_device
 from ..mixer import Mixer, is_number
 
-# %% ../../nbs/methods/cmixup.ipynb #b3610307
+# %% ../../nbs/methods/cmixup.ipynb #3f7006c9
 @delegates()
 class CMixUp(Mixer):
     "Train on averages of samples whose targets are near each other: C-Mixup (arXiv 2210.05775). For regression"
@@ -38,6 +38,7 @@ class CMixUp(Mixer):
         wanted = f"`width` must be a positive number; got {width!r}"
         if not is_number(width): raise TypeError(wanted)
         if not 0 < width < math.inf: raise ValueError(wanted)
+        if self.partner != 'any': raise ValueError("CMixUp chooses partners by their targets: leave `partner` at 'any'")
         store_attr('width')
 
     def draw(self, batch, lam, rng): return Blend(lam, self.draw_partners(batch, rng))

@@ -194,6 +194,23 @@ def test_partners_from_a_source_are_chosen_by_its_targets():
     assert CMixUp(1e-3).draw_partners(own, mix_rng(0)).tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_in_a_fit_with_a_source():
+    x, y = numbers()
+    source = DataLoader(list(zip(x + 10, y)), bs=8, shuffle=True)
+    learn = learner([CMixUp(1e-3, source=source, seed=1), spy := Spy()], nn.MSELoss(), nn.Sequential(nn.Flatten(), nn.Linear(32, 1)), loaders((x, y), bs=8))
+    learn.fit(1)
+    for row in spy.rows:
+        share = 1 - row.mix.lam[:, None, None, None]
+        partners = (row.x[0] - (1-share)*row.copy[0])/share
+        labels = torch.stack([y[(x + 10 - p).flatten(1).abs().sum(1).argmin()] for p in partners])
+        torch.testing.assert_close(row.loss, F.mse_loss(row.pred, (1-share[:, :, 0, 0])*row.y[0] + share[:, :, 0, 0]*labels), rtol=1e-3, atol=1e-4)
+        assert (labels - row.y[0]).abs().mean() < (y[:, None] - y).abs().mean()
+
+
+def test_partners_by_class_are_refused():
+    with pytest.raises(ValueError, match='`partner`'): CMixUp(partner='same')
+
+
 def test_nothing_is_read_off_the_device():
     "Torch's meta device has no data, so reading it raises; and what runs on it is what runs on a GPU"
     x, y = torch.rand(8, 3, 4, 4, device='meta'), torch.rand(8, 1, device='meta')
