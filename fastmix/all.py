@@ -16,7 +16,9 @@ from fastmix.methods.copypaste import *
 from fastmix.methods.fmix import *
 from fastmix.methods.patchmix import *
 from fastmix.methods.remix import *
+from fastmix.methods.ricap import *
 from fastmix.methods.specmix import *
+from fastmix.methods.tabularswap import *
 from fastmix.show import *
 from fastmix.data import *
 from fastmix.compare import *

@@ -219,7 +219,7 @@ def partner_share(self:Mix, t, which=0):
 # %% ../nbs/00_mix.ipynb #84cfe6e2
 @patch
 def blend_many(self:Mix, t, source):
-    "`blend` for several partners"
+    "`blend` for several partners, whoever they are"
     out = t * self.own_share(t)
     for i in range(len(self.rows)): out = torch.add(out, self.others(t, source, i) * self.partner_share(t, i))
     return out
@@ -244,6 +244,42 @@ def by_halves(self:Mix, f, t, source, weight):
         f(t[own], source[partner], weight[own] if per_sample else weight, out=out[own])
     return out
 
+# %% ../nbs/00_mix.ipynb #bf6176e5
+def pieces(n, shifts):
+    "Slices that together cover a batch of `n`; with each, the slice of the partners for every one of `shifts`"
+    low = 0
+    for high in sorted({n - shift for shift in (0, *shifts)}):
+        yield slice(low, high), [slice((low+shift) % n, (low+shift) % n + high-low) for shift in shifts]
+        low = high
+
+# %% ../nbs/00_mix.ipynb #45203fde
+@patch
+def steps(self:Mix, t):
+    "For each partner its part of what is averaged by then: a number, or a tensor shaped to multiply `t`"
+    share = self.shares
+    part = share[1:]/share.cumsum(0)[1:].clamp(min=torch.finfo(share.dtype).tiny)
+    if part.is_cpu and part.shape[1] == 1: return part[:, 0].tolist()
+    return to_device(part.view(*part.shape, *[1]*(t.ndim-1)), t, t.dtype)
+
+@patch
+def blend_rotations(self:Mix, t, source):
+    "`blend_many` where all partners are rotations, piece by piece into a new tensor"
+    source, out = t if source is None else source, torch.empty_like(t)
+    self.check(source)
+    weights = self.steps(t)
+    for own, partners in pieces(self.n, self.rows):
+        parts = [w[own] if isinstance(w, Tensor) else w for w in weights]
+        torch.lerp(t[own], source[partners[0]], parts[0], out=out[own])
+        for partner, part in zip(partners[1:], parts[1:]): out[own].lerp_(source[partner], part)
+    return out
+
+# %% ../nbs/00_mix.ipynb #51935cb1
+@patch
+def blend_several(self:Mix, t, source):
+    "`blend` for several partners"
+    plain = t.numel() < 2**14 or t.requires_grad or not all(isinstance(row, int) for row in self.rows)
+    return (self.blend_many if plain else self.blend_rotations)(t, source)
+
 # %% ../nbs/00_mix.ipynb #0dec0486
 @patch
 def blend(self:Mix,
@@ -254,7 +290,7 @@ def blend(self:Mix,
     self.check(t)
     if not is_floating(t):
         raise TypeError(f"a tensor of {t.dtype} has nothing in between to blend to: convert it to floating point first")
-    if len(self.rows) > 1: return self.blend_many(t, source)
+    if len(self.rows) > 1: return self.blend_several(t, source)
     return self.by_halves(torch.lerp, t, source, self.partner_share(t))
 
 # %% ../nbs/00_mix.ipynb #849854d9

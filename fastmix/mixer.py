@@ -104,6 +104,14 @@ def check_seed(seed):
     if not is_number(seed, Integral): raise TypeError(f"`seed` must be a whole number or None; got {seed!r}")
     if seed < 0: raise ValueError(f"`seed` must not be negative; got {seed}")
 
+# %% ../nbs/05_mixer.ipynb #9d492d89
+def refuse_choice(mixer, otherwise):
+    "Raise a `ValueError` where a method that mixes many was asked for what is defined for pairs"
+    for name, usual in (('partner', 'any'), ('source', None), ('decouple', 0)):
+        if getattr(mixer, name) == usual: continue
+        raise ValueError(f"`{name}` is for methods with one partner, and {type(mixer).__name__} mixes more than two "
+                         f"samples: leave it out, or take {otherwise}")
+
 # %% ../nbs/05_mixer.ipynb #9d4d118f
 def check_partners(partner, source):
     "Raise for partners that can't be chosen so"
@@ -690,7 +698,10 @@ def arguments(
 # %% ../nbs/05_mixer.ipynb #c5d7b619
 def telling_batch(n, size, content, y=None):
     "Sample `i` is 1 in channel `i`, and shows `content` in three more; its class, one-hot label and mask say `i`, too"
-    one, classes = [1]*len(size), torch.arange(n)
+    classes = torch.arange(n)
+    if size is None: # A table of codes
+        return Batch((classes[:, None].repeat(1, 2*n),), (classes, torch.eye(n), classes))
+    one = [1]*len(size)
     who = torch.eye(n).view(n, n, *one).expand(n, n, *size)
     mask = classes.view(n, *one).repeat(1, *size)
     return Batch((torch.cat([who, content], 1),), (classes if y is None else y, torch.eye(n), mask))
@@ -721,7 +732,8 @@ def check_draw(under, again, kept, streams):
 def check_labels(mixer, under, mix):
     "Do labels and masks fit the inputs?"
     (x,), (_, soft, mask), n = under.part(mix), under.targets.mixed(mix), mix.n
-    seen, near = x[:, :n], partial(torch.allclose, atol=1e-3)
+    seen = x[:, :n] if x.ndim > 2 else (x[:, None] == torch.arange(n)[:, None]).float() # Of a table, the codes
+    near = partial(torch.allclose, atol=1e-3)
     shares, (label_fate, soft_fate, mask_fate) = seen.flatten(2).mean(2), under.targets.fates(mix)
     stated, counted = made_of(mix.shares, mix.partners), made_of(mix.weights, mix.partners)
     assert near(shares, stated), 'the shares that the mix states are not those in the inputs'
@@ -766,16 +778,17 @@ def example_batch(
 # %% ../nbs/05_mixer.ipynb #8276c176
 def check_mixer(
     mixer:Mixer, # A mixer, of whatever method
-    size:tuple=(20, 30), # Spatial size of the batch to try it on; better not a square
+    size:tuple=(20, 30), # Spatial size of the batch to try it on; better not a square. A method for tables gets a table
     n:int=6, # Batch size
     draws:int=20, # How many batches
     y:Tensor|None=None, # `(n, …)`: the first target, for a method that looks at it. `None`: one that it is for
 ):
     """Raise an `AssertionError` where `mixer` breaks a promise: labels that don't fit the inputs, masks at another
     place, a batch written to, a generator that isn't its own"""
+    if mixer.data == 'table': size = None
     if y is None and mixer.data in ('number', 'mask'): y = example_batch(mixer.data, (n, 3, *size)).y
     for seed in range(draws):
-        content = torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(seed))
+        content = torch.rand(n, 3, *(size or ()), generator=torch.Generator().manual_seed(seed))
         batch, streams = telling_batch(n, size, content, y), global_streams()
         kept = batch.x.clone()
         draw = partial(draw_picked, mixer, seed)
