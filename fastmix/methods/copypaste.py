@@ -22,10 +22,10 @@ from ..batch import is_spatial, plain, tensors
 from ..mix import Mask, is_floating, to_device
 from ..mixer import Mixer, check_number, is_number
 
-# %% ../../nbs/methods/copypaste.ipynb #30d63b0a
+# %% ../../nbs/methods/copypaste.ipynb #9b5fda16
 @delegates(but='alpha')
 class CopyPaste(Mixer):
-    "Paste some of the partner's classes: copy-paste (arXiv 2012.07177) by class, as in ClassMix (arXiv 2007.07936). For masks"
+    "Paste some of the partner's classes, for masks: copy-paste (arXiv 2012.07177), ClassMix (arXiv 2007.07936)"
     places = 1, 2, 3
     data = 'mask'
     def __init__(self,
@@ -36,7 +36,7 @@ class CopyPaste(Mixer):
         **kwargs
     ):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
-        if 'alpha' in kwargs: raise TypeError("CopyPaste has no `alpha`: what is pasted follows from the masks. Say `share`")
+        if 'alpha' in kwargs: raise TypeError("CopyPaste has no `alpha`: the masks say how much is pasted. Say `share`")
         super().__init__(per=per, **kwargs)
         check_number('share', share, 0, 1)
         if share == 0: raise ValueError("`share` must be positive. To switch mixing off, use p=0")
@@ -47,15 +47,15 @@ class CopyPaste(Mixer):
     def draw(self, batch, lam, rng):
         partner, mask = self.draw_partners(batch, rng), mask_of(batch)
         at = class_places(mask, len(self.allowed))
-        present = torch.zeros(len(mask)*len(self.allowed), dtype=torch.bool, device=mask.device).index_fill_(0, at, True)
-        present = present.view(len(mask), -1) & to_device(self.allowed, mask)
+        present = torch.zeros(len(mask)*len(self.allowed), dtype=torch.bool, device=mask.device)
+        present = present.index_fill_(0, at, True).view(len(mask), -1) & to_device(self.allowed, mask)
         kept = ~choose(present, self.share, self.per, rng)
         kept = kept.view(-1).index_select(0, at).view(mask.shape)
         return Mask(kept[to_device(torch.as_tensor(partner), mask)], partner)
 
-# %% ../../nbs/methods/copypaste.ipynb #d1dcfc06
+# %% ../../nbs/methods/copypaste.ipynb #bfb59356
 def choose(present, share, per, rng):
-    "`(n, k)`: of the classes `present` in each sample, `share` at random, rounded down, but at least one if there's any"
+    "`(n, k)`: of the classes `present` in each sample, `share` at random, rounded down, but at least one of them"
     n, k = present.shape
     key = rng.random((1 if per == 'batch' else n, k), dtype=np.float32)
     key = torch.where(present, to_device(torch.from_numpy(key), present), -1.)
@@ -63,17 +63,18 @@ def choose(present, share, per, rng):
     least = key.sort(1, descending=True).values.gather(1, number-1)
     return present & (key >= least)
 
-# %% ../../nbs/methods/copypaste.ipynb #5af27af8
+# %% ../../nbs/methods/copypaste.ipynb #b3aad99c
 def mask_of(batch):
-    "`(n, *size)`: the partners' masks, the first target of integers that has places. Raises a `TypeError` where there's none"
+    "`(n, *size)`: the partners' masks, the first integers that have places. Raises a `TypeError` without any"
     found = enumerate(tensors(batch.yb))
     at = next((i for i, y in found if not is_floating(y) and is_spatial(y, batch.shape)), None)
     mask = None if at is None else plain(list(tensors((batch.source or batch).yb))[at])
     d = len(batch.size)
     if mask is not None and mask.shape[1:-d].numel() == 1: return mask.view(len(mask), *mask.shape[-d:])
     got = [f'{str(y.dtype)[6:]} {tuple(y.shape)}' for y in tensors(batch.yb)]
-    raise TypeError(f"CopyPaste is for segmentation: it needs a mask of class numbers, integers with a place for each of "
-                    f"{batch.size}; the targets are {', '.join(got) or 'none'}. For others use CutMix, which pastes regions")
+    raise TypeError("CopyPaste is for segmentation: it needs a mask of class numbers, integers with a place for each "
+                    f"of {batch.size}; the targets are {', '.join(got) or 'none'}. "
+                    "For others use CutMix, which pastes regions")
 
 def class_places(mask, columns):
     "For each place of `(n, *size)` its cell in a flat table of `(n, columns)`, class 0 being column 1"

@@ -74,9 +74,9 @@ def sizes_of(batch, counted):
     if on_host(y) and y.max() >= most: raise ValueError(f"`counts` has {most} classes, and a target is class {y.max()}")
     return to_device(counted, y)[y.reshape(-1).long().clamp(-1, most) + 1]
 
-# %% ../../nbs/methods/remix.ipynb #14406bca
+# %% ../../nbs/methods/remix.ipynb #7076c5f7
 def train_labels(dls):
-    "`(items, …)`: the targets of the training set, the inputs left alone if that's possible. Raises a `ValueError` where they can't be read"
+    "`(items, …)`: the targets of the training set. Raises a `ValueError` where they can't be read"
     at = getattr(dls, 'n_inp', -1)
     states = get_random_states()
     try:
@@ -101,17 +101,18 @@ def labels_in(data, at):
     if isinstance(found, Iterable) and len(found) == whole: return found # torchvision
     return [data[i][at] for i in range(whole)]
 
-# %% ../../nbs/methods/remix.ipynb #fad733ba
+# %% ../../nbs/methods/remix.ipynb #c69a3435
 def sizes_table(sizes): return torch.tensor([math.nan, *sizes, math.nan])
 
 def count_classes(y):
     "How often each class comes up. Raises a `TypeError` where the labels are no class numbers"
     if is_floating(y) or y.numel() != len(y):
-        raise TypeError(f"Remix is for one class number per sample; the training set has {y.dtype}, {tuple(y.shape[1:])}. Use MixUp")
+        raise TypeError("Remix is for one class number per sample; the targets of the training set are "
+                        f"{y.dtype}, {tuple(y.shape[1:])}. Use MixUp")
     y = y.reshape(-1).long()
     return torch.bincount(y[y >= 0]).tolist()
 
-# %% ../../nbs/methods/remix.ipynb #14ffbd39
+# %% ../../nbs/methods/remix.ipynb #73b82b9e
 def check_kappa(kappa):
     "Raise unless `kappa` is a number from 1 up"
     wanted = f"`kappa` must be a number from 1 up; got {kappa!r}"
@@ -121,7 +122,8 @@ def check_kappa(kappa):
 def check_counts(counts):
     "`counts` as a list. Raises unless they're positive numbers"
     wanted = f"`counts` must hold the number of training samples of each class, positive; got {counts!r}"
-    sizes = [o.item() if isinstance(o, (torch.Tensor, np.generic)) else o for o in counts] if isinstance(counts, Iterable) else None
+    sizes = list(counts) if isinstance(counts, Iterable) else None
+    if sizes: sizes = [o.item() if isinstance(o, (torch.Tensor, np.generic)) else o for o in sizes]
     if not sizes or not all(map(is_number, sizes)): raise TypeError(wanted)
     if not all(0 < size < math.inf for size in sizes): raise ValueError(wanted)
     return sizes
