@@ -24,7 +24,7 @@ from data import cifar, clothing, crop_and_flip, fashion, loaders, per_class, sp
 from models import keras_cnn, mlp, resnet18, resnet20, small_cnn  # noqa: E402
 
 from fastmix.all import CutMix, MixChoice, MixUp  # noqa: E402, after the path to it
-from fastmix.compare import compare  # noqa: E402
+from fastmix.compare.run import compare  # noqa: E402
 from fastmix.data import wrong_labels  # noqa: E402
 
 results = root/'nbs/experiments/results'

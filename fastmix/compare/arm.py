@@ -125,6 +125,10 @@ def kept(o):
     return {name: held[name] for name in given if name in held and as_text(held[name]) != as_text(given[name].default)}
 
 # %% ../../nbs/compare/arm.ipynb #cb9446b4
+def is_made(o):
+    "Was an object made by a constructor in Python?"
+    return hasattr(o, '__dict__') and not hasattr(o, '__name__') and isfunction(type(o).__init__)
+
 def as_text(o, depth=4):
     "A value or an object as short text that is the same in every process"
     def named(values): return [f'{name}={as_text(value, depth - 1)}' for name, value in values.items()]
@@ -134,8 +138,8 @@ def as_text(o, depth=4):
     elif isinstance(o, dict): text = f"{{{', '.join(named(o))}}}"
     elif isinstance(o, (str, Real, slice, Path, type(None))): text = ' '.join(str(o).split())
     elif isinstance(o, partial): text = f"{name_of(o.func)}({', '.join([*each(o.args), *named(o.keywords)])})"
-    elif hasattr(o, '__name__') or not hasattr(o, '__dict__') or not isfunction(type(o).__init__) or not depth: text = name_of(o)
-    else: text = f"{name_of(o)}({', '.join(named(kept(o)))})"
+    elif depth and is_made(o): text = f"{name_of(o)}({', '.join(named(kept(o)))})"
+    else: text = name_of(o)
     return text if len(text) <= 300 else f'{text[:200]}… {fingerprint(text)}'
 
 # %% ../../nbs/compare/arm.ipynb #511de651
@@ -144,12 +148,12 @@ usual = TrainEvalCallback, Recorder, CastToTensor, ProgressCallback, ParamSchedu
 def learner_texts(learn, more=None):
     "What a `Learner` is made of, as texts by name"
     model, cbs = learn.model, [cb() if isinstance(cb, type) else cb for cb in [*learn.cbs, *L(more)]]
-    layers = re.sub(' at 0x[0-9a-f]+', '', str(model))
-    size = sum(weight.numel() for weight in model.parameters())
+    layers, size = re.sub(' at 0x[0-9a-f]+', '', str(model)), sum(weight.numel() for weight in model.parameters())
     bs = getattr(learn.dls, 'bs', None) or getattr(learn.dls.loaders[0], 'batch_size', None)
-    return {'model': f'{name_of(model)}, {size} parameters, layers {fingerprint(layers)}', 'loss': as_text(learn.loss_func),
-            'metrics': as_text(list(learn.metrics)), 'optimizer': as_text(learn.opt_func),
-            'batch size': as_text(bs), 'callbacks': as_text([cb for cb in cbs if not isinstance(cb, (*usual, RunLog, Beginnings))])}
+    told = [cb for cb in cbs if not isinstance(cb, (*usual, RunLog, Beginnings))]
+    texts = {'loss': learn.loss_func, 'metrics': list(learn.metrics), 'optimizer': learn.opt_func, 'batch size': bs, 'callbacks': told}
+    model = f'{name_of(model)}, {size} parameters, layers {fingerprint(layers)}'
+    return dict(model=model) | {name: as_text(o) for name, o in texts.items()}
 
 # %% ../../nbs/compare/arm.ipynb #227058b5
 def fit_texts(learn):
@@ -237,7 +241,8 @@ def keep(self:RunLog, recorder, values):
 @patch
 def after_cancel_fit(self:RunLog):
     "fastai's `TerminateOnNaNCallback` ends a fit in the midst of an epoch"
-    if self.cut and isinstance(self.learn.loss, torch.Tensor): self.diverged = not self.learn.loss.isfinite().all().item()
+    loss = self.learn.loss
+    if self.cut and isinstance(loss, torch.Tensor): self.diverged = not loss.isfinite().all().item()
 
 # %% ../../nbs/compare/arm.ipynb #ba6ac875
 class Beginnings(Callback):
@@ -266,10 +271,12 @@ no_number = 'failed: the loss is not a finite number'
 def status_of(log):
     "How a run has ended"
     if log.diverged: return no_number
-    if log.cut and log.validated: return ('failed: the fit was ended before the results of an epoch were there: a callback '
-                                          f'that ends it in after_epoch needs an order above {RunLog.order}')
+    if log.cut and log.validated:
+        return ('failed: the fit was ended before the results of an epoch were there: a callback that ends it in '
+                f'after_epoch needs an order above {RunLog.order}')
     if log.cut: return 'failed: the fit was ended in the midst of an epoch'
-    return 'finished' if log.epochs else 'failed: fit trained no epoch; it takes the Learner and must call one of its fits'
+    if log.epochs: return 'finished'
+    return 'failed: fit trained no epoch; it takes the Learner and must call one of its fits'
 
 def failure(e): return f"failed: {type(e).__name__}: {' '.join(str(e).split())[:300]}"
 
@@ -286,9 +293,10 @@ def taken(names):
 def measures_of(log, learn, evaluate):
     "Name and value of what a finished run is judged by"
     given = evaluate(learn) if evaluate else {}
-    if not isinstance(given, dict): raise NoNumbers(f'evaluate must return numbers by name, `{{name: number}}`; it returned {given!r}')
+    if not isinstance(given, dict):
+        raise NoNumbers(f'evaluate must return numbers by name, `{{name: number}}`; it returned {given!r}')
     found = log.epochs[-1] | {str(name): float(value) for name, value in given.items()}
-    if names := taken(found): raise ValueError(f"evaluate must not return what the results hold already: {', '.join(names)}")
+    if names := ', '.join(taken(found)): raise ValueError(f'evaluate must not return what the results hold already: {names}')
     log.note({'measures': ', '.join(found)})
     return found
 

@@ -35,10 +35,11 @@ class Mistake(ValueError):
 def check_numbers(settings):
     "Raise a `Mistake` for a number that can't be used"
     for name, value in least.items():
-        if settings[name] < value: raise Mistake(f"--{name.replace('_', '-')} must be at least {value}, got {settings[name]}")
-    wrong, lr = settings['wrong_labels'], settings['lr']
+        option, given = f"--{name.replace('_', '-')}", settings[name]
+        if given < value: raise Mistake(f'{option} must be at least {value}, got {given}')
+    wrong, lr, seed = settings['wrong_labels'], settings['lr'], settings['seed']
     if not 0 <= wrong <= 1: raise Mistake(f'--wrong-labels must be a share from 0 to 1, got {wrong}')
-    if settings['seed'] + settings['seeds'] > 2**32: raise Mistake(f"--seed must be below 2**32, with those that follow it, got {settings['seed']}")
+    if seed + settings['seeds'] > 2**32: raise Mistake(f'--seed must be below 2**32, with those that follow it, got {seed}')
     if not 0 < lr < math.inf: raise Mistake(f'--lr must be a positive number, got {lr}')
 
 # %% ../../nbs/compare/cli.ipynb #b0d56485
@@ -55,40 +56,40 @@ def complete(data, **settings):
 # %% ../../nbs/compare/cli.ipynb #88019eb0
 def run(
     data:str='digits', # Images to train on: digits, pets (downloads the Oxford-IIIT Pets), or a folder of images
-    mixes:str=None, # What to compare, with commas: none, mixup, mixup:1 (with an alpha), cutmix, … (default: none,mixup:1,cutmix,choice:1 for digits, else none,mixup,cutmix,choice)
+    mixes:str=None, # What to compare: none, mixup, mixup:1 (alpha), … (default: none,mixup,cutmix,choice; alpha 1 for digits)
     arch:str=None, # Network: small, resnet18 or another that fastai knows (default: small for digits, else resnet18)
     epochs:int=None, # Times through the training images (default: 20 for digits, else 10)
     size:int=None, # Side of the square images in pixels (default: 8 for digits, else 128)
     bs:int=None, # Images per batch (default: 32 for digits, else 64)
     lr:float=None, # Highest learning rate of the cycle (default: 0.01 for digits, else 0.001)
     seed:int=42, # Of the split, and the first one of the weights, the order of the images and the mixes
-    seeds:int=None, # Runs of each mix; with several, differences get a confidence interval (default: 3 for digits, else 1)
+    seeds:int=None, # Runs of each mix; several give confidence intervals (default: 3 for digits, else 1)
     out:Path=Path('fastmix-results'), # Folder for the results and the report; runs that it holds are not repeated
     pretrained:bool=False, # Start from weights learned on ImageNet
-    labels_per_class:int=None, # Train on so many images of each class: how many labels does mixing save? 0 for all (default: 40 for digits, else 0)
-    wrong_labels:float=None, # Give so many of them a wrong label: how much does mixing repair? (default: 0.4 for digits, else 0)
+    labels_per_class:int=None, # Train on so many images of each class, 0 for all (default: 40 for digits, else 0)
+    wrong_labels:float=None, # Share of them that get a wrong label (default: 0.4 for digits, else 0)
     test:bool=False, # Judge on the images of the test split, which are left alone otherwise
     verbose:bool=False, # Progress bars, and a line per epoch
     force:bool=False, # Begin anew: results in the folder are set aside
     retry:bool=False, # Try runs again whose loss became NaN; those that failed otherwise are tried again in any case
 ):
     "Train the same network on the same images with and without mixing, and compare."
-    settings = complete(data, mixes=mixes, arch=arch, epochs=epochs, size=size, bs=bs, lr=lr, seed=seed, seeds=seeds, test=test,
-                        pretrained=pretrained, labels_per_class=labels_per_class, wrong_labels=wrong_labels)
+    settings = complete(data, mixes=mixes, arch=arch, epochs=epochs, size=size, bs=bs, lr=lr, seed=seed, seeds=seeds,
+                        test=test, pretrained=pretrained, labels_per_class=labels_per_class, wrong_labels=wrong_labels)
     from fastmix.compare.images import carry_out
     return carry_out(settings, out, force, verbose, retry)
 
 # %% ../../nbs/compare/cli.ipynb #e87616be
 def show(
     data:str='digits', # Images: digits, pets (downloads the Oxford-IIIT Pets), or a folder of images
-    mixes:str=None, # What to show, with commas: none, mixup, mixup:1 (with an alpha), cutmix, … (default: as for a comparison)
+    mixes:str=None, # What to show: none, mixup, mixup:1 (alpha), … (default: as for a comparison)
     size:int=None, # Side of the square images in pixels (default: 8 for digits, else 128)
     seed:int=42, # Of the batch and the mixes
     out:Path=Path('fastmix-results'), # Folder for the page
 ):
     "Draw a batch of each mix, without any training."
-    others = dict.fromkeys(['epochs', 'bs', 'lr', 'seeds', 'labels_per_class', 'wrong_labels'])
-    settings = complete(data, mixes=mixes, arch='small', size=size, seed=seed, pretrained=False, **others) | dict(labels_per_class=0, wrong_labels=0.)
+    others = dict.fromkeys(['epochs', 'bs', 'lr', 'seeds']) | dict(labels_per_class=0, wrong_labels=0., pretrained=False)
+    settings = complete(data, mixes=mixes, arch='small', size=size, seed=seed, **others)
     from fastmix.compare import images
     images.show(settings, out)
 
@@ -105,7 +106,7 @@ def parse(argv):
     parser = anno_parser(function, prog='fastmix show' if function is show else 'fastmix')
     parser.error = lambda message: fail(f'{message} (fastmix --help lists the options)')
     if function is run:
-        parser.add_argument('--report', metavar='FOLDER', type=Path, help='print what FOLDER holds and write its report, without training')
+        parser.add_argument('--report', metavar='FOLDER', type=Path, help='print what FOLDER holds, and write its report anew')
         parser.add_argument('--version', action='version', version=f'fastmix {__version__}')
     options = {name: value for name, value in vars(parser.parse_args(argv)).items() if name not in ('pdb', 'xtra')}
     folder = options.pop('report', None)
@@ -151,5 +152,6 @@ def main(
     "The command `fastmix`: exits with status 2 and a line on what is wrong, or with 130 at Ctrl-C"
     try: carry_out(*parse(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        print('\nfastmix: stopped; runs that had ended are kept, and the same command, without --force, goes on from there', file=sys.stderr)
+        print('\nfastmix: stopped; runs that had ended are kept, and the same command, without --force, goes on from there',
+              file=sys.stderr)
         raise SystemExit(130) from None

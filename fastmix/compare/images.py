@@ -71,42 +71,47 @@ def skipped_lines(skipped, names=3):
     return lines
 
 # %% ../../nbs/compare/images.ipynb #1cefdadc
-def counted(labels): return ', '.join(f'{label} ({n})' for label, n in sorted(Counter(labels).items()))
+def counted(labels): return ', '.join(f'{label} ({n})' for label, n in sorted(labels.items()))
 
 def describe(images, settings):
     "What is trained on what, and what is left out, as some lines of text"
     few, wrong, n = settings['labels_per_class'], settings['wrong_labels'], len(images.valid)
-    lines = [f'{len(images.train)} images to train on, {n} to validate on: {1/n:.2g} of the accuracy hangs on each of these']
-    if n < 100: lines.append(f'CAUTION: {n} images to validate on are few; differences below {2/n:.2g} are a matter of one or two of them')
-    lines.append(f'{len(images.classes)} classes: {counted(label for _, label in images.train)}')
-    if settings['test']: lines.append('validated on the test split that was given')
-    if images.n_test: lines.append(f'{images.n_test} images of a test split are left alone (--test: be judged by them)')
-    if images.left_out: lines.append('left out, as they have too few images: ' + ', '.join(f'{k} ({n})' for k, n in sorted(images.left_out.items())))
-    lines += skipped_lines(images.skipped)
-    if few or wrong: lines.append('trained on ' + (f'{few} images of each class' if few else 'all of them') + (f', {wrong:.0%} of their labels wrong' if wrong else '')
-                                  + ', the same for all mixes; those to validate on keep their labels')
-    lines.append(', '.join(f'{name} {settings[name]}' for name in ('arch', 'epochs', 'size', 'bs', 'lr', 'seed', 'seeds')))
-    return '\n'.join(fill(line) for line in lines)
+    chosen = (f'{few} images of each class' if few else 'all of them') + (f', {wrong:.0%} of their labels wrong' if wrong else '')
+    named = ', '.join(f'{name} {settings[name]}' for name in ('arch', 'epochs', 'size', 'bs', 'lr', 'seed', 'seeds'))
+    lines = {
+        f'{len(images.train)} images to train on, {n} to validate on: {1/n:.2g} of the accuracy hangs on each of these': True,
+        f'CAUTION: {n} images to validate on are few; {2/n:.2g} of accuracy is a matter of two of them': n < 100,
+        f'{len(images.classes)} classes: {counted(Counter(label for _, label in images.train))}': True,
+        'validated on the test split that was given': settings['test'],
+        f'{images.n_test} images of a test split are left alone (--test: be judged by them)': images.n_test,
+        f'left out, as they have too few images: {counted(images.left_out)}': images.left_out,
+        **dict.fromkeys(skipped_lines(images.skipped), True),
+        f'trained on {chosen}, the same for all mixes; those to validate on keep their labels': few or wrong,
+        named: True}
+    return '\n'.join(fill(line) for line, holds in lines.items() if holds)
 
 def fill(text, indent='  '):
     width = min(100, shutil.get_terminal_size((100, 30)).columns)
     return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
 
 # %% ../../nbs/compare/images.ipynb #d454285f
-def check_size(model, settings, n_in):
-    "Raise an `InputError` for images that are too small for the network, or whose batch is too large for the memory"
-    size, bs = settings['size'], settings['bs']
-    try: model.cpu().eval()(torch.zeros(1, n_in, min(size, 256), min(size, 256)))
-    except RuntimeError as e:
-        raise InputError(f"{settings['arch']} takes no images of {size} pixels: give a larger --size") from e
+def check_memory(n_in, size, bs, **_):
+    "Raise an `InputError` for images of which a batch is too large for the memory"
     try: torch.empty(bs, n_in, size, size)
     except RuntimeError as e:
         raise InputError(f'{bs} images of {size} pixels do not fit into the memory: give a smaller --size or --bs') from e
+
+def check_model(model, n_in, arch, size, **_):
+    "Raise an `InputError` for images that are too small for the network"
+    side = min(size, 256)
+    try: model.cpu().eval()(torch.zeros(1, n_in, side, side))
+    except RuntimeError as e: raise InputError(f'{arch} takes no images of {size} pixels: give a larger --size') from e
 
 # %% ../../nbs/compare/images.ipynb #662140e1
 def learner_maker(images, settings):
     "A function for `compare`, whose learners share their data; `InputError` where the network can't be had or used"
     arch, n_in = settings['arch'], images.n_channels
+    check_memory(n_in, **settings)
     images = images.with_labels(settings['labels_per_class'] or None, settings['wrong_labels'], settings['seed'])
     dls = image_dls(images, settings['size'], settings['bs'])
 
@@ -116,7 +121,7 @@ def learner_maker(images, settings):
 
     try: model = make_learner().model
     except OSError as e: raise InputError(f'cannot download weights of {arch} ({e}): leave out --pretrained') from e
-    check_size(model, settings, n_in)
+    check_model(model, n_in, **settings)
     return make_learner
 
 # %% ../../nbs/compare/images.ipynb #cadbab7b
@@ -140,10 +145,10 @@ def lesson(settings):
     if settings['data'] != 'digits' or not settings['wrong_labels']: return ''
     return fill(
         f"What you see: {settings['wrong_labels']:.0%} of the labels to train on were made wrong, as some are in real data. "
-        'Without mixing, the network learns them by heart (its training loss is low) and repeats them on new images. A mixed '
-        'sample has two labels, and no two samples are alike, so there is nothing to learn by heart. Ask the same of your own '
-        'images, one folder per class: fastmix --data FOLDER --wrong-labels 0.4 --seeds 3; or leave out --wrong-labels, to see '
-        'whether mixing helps with the labels as they are.', '') + '\n\n'
+        'Without mixing, the network learns them by heart (its training loss is low) and repeats them on new images. A '
+        'mixed sample has two labels, and no two samples are alike, so there is nothing to learn by heart. Ask the same of '
+        'your own images, one folder per class: fastmix --data FOLDER --wrong-labels 0.4 --seeds 3; or leave out '
+        '--wrong-labels, to see whether mixing helps with the labels as they are.', '') + '\n\n'
 
 # %% ../../nbs/compare/images.ipynb #22416312
 files_of_results = 'settings.json', 'results.csv', 'curves.csv', 'report.html', 'skipped.txt'
@@ -165,12 +170,13 @@ def set_aside(out):
 # %% ../../nbs/compare/images.ipynb #4a5f5c49
 def print_results(comparison):
     if not len(comparison.finished): return print(comparison)
-    print('\n' + '\n'.join([comparison.overview(), '', *map(fill, comparison.verdicts() + comparison.failures())]) + '\n')
+    print('', comparison.overview(), '', *map(fill, comparison.verdicts() + comparison.failures()), '', sep='\n')
 
 def compare_all(make_learner, settings, out, fixed, **kwargs):
     "The comparison; what there is of it is printed where it's stopped, or the disk is full"
     arms = {mix: mixer_named(mix) for mix in settings['mixes']}
-    try: return compare(make_learner, arms, lambda learn: train(learn, **settings), settings['seeds'], settings['seed'], out, fixed, **kwargs)
+    seeds, seed, fit = settings['seeds'], settings['seed'], partial(train, **settings)
+    try: return compare(make_learner, arms, fit, seeds, seed, out, fixed, **kwargs)
     except (KeyboardInterrupt, OSError):
         if (out/'results.csv').exists(): print_results(read_results(out))
         raise
@@ -185,10 +191,12 @@ def carry_out(settings, out, force=False, verbose=False, retry=False):
     print(describe(images, settings), end='\n\n', flush=True)
     with set_up(settings):
         make_learner = learner_maker(images, settings)
-        out.mkdir(parents=True, exist_ok=True)
+        try: out.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise InputError(f'cannot write to {out}: {e.strerror}: give another --out') from e
         if force:
             with held(out): set_aside(out)
-        if images.skipped: write_file(out/'skipped.txt', ''.join(f'{path}: {reason}\n' for path, reason in images.skipped.items()))
+        skipped = [f'{path}: {reason}\n' for path, reason in images.skipped.items()]
+        if skipped: write_file(out/'skipped.txt', ''.join(skipped))
         comparison = compare_all(make_learner, settings, out, fixed, verbose=verbose, retry=retry)
         print_results(comparison)
         print(f'{lesson(settings)}The report, with curves and pictures of the batches: {comparison.report(out)}')
@@ -203,7 +211,9 @@ def report_on(folder):
     if not len(comparison.finished): return
     settings = comparison.settings
     with set_up(dict(arch='small', seed=42) | settings):
-        try: comparison.make_learner = learner_maker(get_images(settings['data'], settings['seed'], settings['test']), settings)
+        try:
+            images = get_images(settings['data'], settings['seed'], settings['test'])
+            comparison.make_learner = learner_maker(images, settings)
         except (KeyError, InputError) as e: print(f'no pictures of the batches: {e}')
         else: comparison.arms = {arm: mixer_named(arm) for arm in dict.fromkeys(comparison.runs.arm)}
         print(f'The report: {comparison.report(folder)}')

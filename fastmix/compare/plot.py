@@ -21,7 +21,8 @@ colours = '#000000', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56
 
 def styles_of(arms):
     "How each arm is drawn"
-    return {arm: dict(color=colours[i % 7], marker='osD^vPX'[i % 7], linestyle=('-', '--', ':')[i // 7 % 3], markersize=4)
+    marks, lines = 'osD^vPX', ('-', '--', ':')
+    return {arm: dict(color=colours[i % 7], marker=marks[i % 7], linestyle=lines[i // 7 % 3], markersize=4)
             for i, arm in enumerate(arms)}
 
 # %% ../../nbs/compare/plot.ipynb #87791d7d
@@ -29,7 +30,8 @@ def plot_curves(curves, name, styles, ax):
     for arm, style in styles.items():
         by_epoch = curves[curves.arm == arm].groupby('epoch')[name]
         ax.plot(by_epoch.mean(), **style, label=arm, markevery=max(1, len(by_epoch) // 10))
-        ax.fill_between(by_epoch.min().index, by_epoch.min(), by_epoch.max(), color=style['color'], alpha=.15, linewidth=0)
+        low, high = by_epoch.min(), by_epoch.max()
+        ax.fill_between(low.index, low, high, color=style['color'], alpha=.15, linewidth=0)
     mixed = '\n(where an arm mixes, of mixed samples)' if name.startswith('train_') else ''
     ax.set(title=words(name), xlabel=f'epoch{mixed}')
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -37,14 +39,16 @@ def plot_curves(curves, name, styles, ax):
 
 # %% ../../nbs/compare/plot.ipynb #688717b7
 def plot_differences(comparison, styles, metric, higher_is_better, ax):
-    table, by_seed = comparison.table(metric, higher_is_better), comparison.finished.pivot(index='seed', columns='arm', values=metric)
+    table = comparison.table(metric, higher_is_better)
+    by_seed = comparison.finished.pivot(index='seed', columns='arm', values=metric)
     first, shown = table.index[0], table[table.difference.notna()]
     ax.axvline(0, color='grey', linewidth=1)
     for i, (arm, row) in enumerate(shown.iterrows()):
         differences = (by_seed[arm] - by_seed[first]).dropna()
         ax.errorbar(row.difference, i, xerr=row.difference - row.ci_low, capsize=4, **styles[arm] | dict(markersize=8))
         ax.plot(differences, [i + .2]*len(differences), '|', color=styles[arm]['color'], markersize=9)
-    ax.set(title=f'{words(metric)} against {first}', yticks=range(len(shown)), yticklabels=shown.index, ylim=(len(shown) - .4, -.6))
+    ax.set(title=f'{words(metric)} against {first}', ylim=(len(shown) - .4, -.6))
+    ax.set_yticks(range(len(shown)), shown.index)
     for text in (ax.title, *ax.get_yticklabels()): text.set_parse_math(False)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
 
@@ -52,12 +56,12 @@ def plot_differences(comparison, styles, metric, higher_is_better, ax):
 def panels_of(comparison, metric, higher_is_better):
     "What draws a panel each, given its axes"
     metric, higher_is_better = comparison.judged_by(metric, higher_is_better)
-    curves, table = comparison.finished[['arm', 'seed']].merge(comparison.curves), comparison.table(metric, higher_is_better)
+    table, curves = comparison.table(metric, higher_is_better), comparison.finished[['arm', 'seed']].merge(comparison.curves)
     styles = styles_of(dict.fromkeys(comparison.runs.arm))
     shown = {arm: style for arm, style in styles.items() if arm in set(curves.arm)}
     panels = [partial(plot_curves, curves, name, shown) for name in curves.columns.drop(['arm', 'seed', 'epoch'])]
-    if comparison.finished.seed.nunique() < 2 or 'difference' not in table or table.difference.isna().all(): return panels
-    return [*panels, partial(plot_differences, comparison, styles, metric, higher_is_better)]
+    several = comparison.finished.seed.nunique() > 1 and 'difference' in table and table.difference.notna().any()
+    return panels if not several else [*panels, partial(plot_differences, comparison, styles, metric, higher_is_better)]
 
 # %% ../../nbs/compare/plot.ipynb #1882fe5f
 def draw(panel, ax):

@@ -77,7 +77,8 @@ def table_of(table, kind=None):
     "A DataFrame that scrolls in its own box; its first column names the rows"
     def cell(value): return number(value) if isinstance(value, float) else str(value)
     head = Thead(Tr(*(Th(cell(name), scope='col') for name in table)))
-    rows = (Tr(Th(cell(first), scope='row'), *(Td(cell(value)) for value in rest)) for first, *rest in table.itertuples(index=False))
+    rows = (Tr(Th(cell(first), scope='row'), *(Td(cell(value)) for value in rest))
+            for first, *rest in table.itertuples(index=False))
     return Div(Table(head, Tbody(*rows), cls=kind), cls='wide', tabindex=0)
 
 # %% ../../nbs/compare/report.ipynb #3b3bda7a
@@ -92,9 +93,9 @@ def said_once(comparison):
     return pd.DataFrame(rows.items(), columns=['setting', 'value'])
 
 # %% ../../nbs/compare/report.ipynb #690da471
-note = ('Within a seed, all arms started from the same weights and saw the same batches. Numbers are means ± standard deviations '
-        'over the seeds; in brackets, the 95 % confidence interval of the mean paired difference. The training loss of an arm that '
-        'mixes is that of mixed samples: it cannot be compared between arms.')
+note = ('Within a seed, all arms started from the same weights and saw the same batches. Numbers are means ± standard '
+        'deviations over the seeds; in brackets, the 95 % confidence interval of the mean paired difference. The training '
+        'loss of an arm that mixes is that of mixed samples: it cannot be compared between arms.')
 
 def soft(text): return P(text, cls='soft')
 
@@ -112,7 +113,9 @@ def judged(comparison, metric, higher_is_better):
 # %% ../../nbs/compare/report.ipynb #5191a1f1
 def what_it_saw(pictures):
     "The batches of the arms, in a grid"
-    def shown(arm, picture): return soft(picture) if isinstance(picture, str) else image(picture, f'Samples of a training batch: {arm}', 'batch')
+    def shown(arm, picture):
+        if isinstance(picture, str): return soft(picture)
+        return image(picture, f'Samples of a training batch: {arm}', 'batch')
     batches = [Figure(Figcaption(arm), shown(arm, picture)) for arm, picture in pictures.items()]
     return [H2('What the network saw'), Div(*batches, cls='grid')] if batches else []
 
@@ -133,15 +136,15 @@ def facts(comparison):
     "Settings, versions and all runs"
     runs = comparison.runs.drop(columns='versions').rename(columns=words)
     for name in ('seconds', 'cpu seconds'): runs[name] = runs[name].map('{:.1f}'.format)
-    return [H2('Settings'), table_of(said_once(comparison), 'loose'), *map(soft, dict.fromkeys(comparison.runs.versions)),
-            H2('All runs'), table_of(runs)]
+    made_with = map(soft, dict.fromkeys(comparison.runs.versions))
+    return [H2('Settings'), table_of(said_once(comparison), 'loose'), *made_with, H2('All runs'), table_of(runs)]
 
 # %% ../../nbs/compare/report.ipynb #e2f911c0
 def write_page(path, title, *parts):
     "Write a page that needs no other file"
     style = Style(Safe((files('fastmix.compare')/'report.css').read_text(encoding='utf-8')))
-    head = Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Title(title),
-                Link(rel='icon', href='data:,'), style)
+    width = Meta(name='viewport', content='width=device-width, initial-scale=1')
+    head = Head(Meta(charset='utf-8'), width, Title(title), Link(rel='icon', href='data:,'), style)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, f"<!doctype html>\n{to_xml(Html(head, Body(H1(title), *parts), lang='en'))}")
     return path
@@ -158,8 +161,9 @@ def report(self:Comparison,
     higher_is_better:bool=None, # `None`: by the name
     title:str='Does mixing help?', # Of the page
 ) -> Path: # Of the page
-    "Write one page that needs no other file: verdicts, table, curves, differences, pictures of the batches, settings, versions"
+    "Write one page that needs no other file: verdicts, table, curves, differences, batches, settings, versions"
     runs, judge = self.runs, (metric, higher_is_better)
-    size = f"{count(runs.arm.nunique(), 'arm')}, {count(runs.seed.nunique(), 'seed')}, {minutes(runs.seconds.sum())} of training"
+    counts = count(runs.arm.nunique(), 'arm'), count(runs.seed.nunique(), 'seed')
+    size = f"{', '.join(counts)}, {minutes(runs.seconds.sum())} of training"
     parts = [*judged(self, *judge), *pictures_of(self, *judge), *facts(self)]
     return write_page(Path(folder)/'report.html', title, soft(size), *parts)

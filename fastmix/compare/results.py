@@ -40,7 +40,8 @@ class Comparison:
         return self.runs[self.runs.status == 'finished']
 
 # %% ../../nbs/compare/results.ipynb #e7f4976c
-def no_runs(settings): return Comparison(pd.DataFrame(columns=about), pd.DataFrame(columns=['arm', 'seed', 'epoch']), settings)
+def no_runs(settings):
+    return Comparison(pd.DataFrame(columns=about), pd.DataFrame(columns=['arm', 'seed', 'epoch']), settings)
 
 def others(table, **key):
     "The rows of a table, as dictionaries, but those of one run"
@@ -104,7 +105,7 @@ def read_results(
     if not (folder/'results.csv').exists(): return no_runs(settings)
     runs, epochs = read_table(folder/'results.csv', about, ['arm', 'seed']), ['arm', 'seed', 'epoch']
     curves = read_table(folder/'curves.csv', epochs, epochs).merge(runs[['arm', 'seed']])
-    if len(curves) != runs.epochs.sum(): raise ValueError('curves.csv does not hold the epochs of the runs in results.csv')
+    if len(curves) != runs.epochs.sum(): raise ValueError('curves.csv does not hold the epochs of results.csv')
     return Comparison(runs, curves, settings, made_of)
 
 # %% ../../nbs/compare/results.ipynb #7b738515

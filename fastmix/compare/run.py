@@ -52,7 +52,8 @@ def check_arms(arms):
     for name, mixer in arms.items():
         for cb in L(mixer):
             if not (issubclass(cb, Callback) if isinstance(cb, type) else isinstance(cb, Callback)):
-                raise TypeError(f'the arm {name!r} must be None, a mixer or other callback, or a list of them; got {cb!r}')
+                raise TypeError(f'the arm {name!r} must be None, a mixer or other callback, or a list of them; '
+                                f'got {cb!r}')
     names = [*map(str, arms)]
     if len({*names}) < len(names) or '' in names:
         raise ValueError(f'each arm needs a name of its own, which is not empty; got {names}')
@@ -60,26 +61,32 @@ def check_arms(arms):
 # %% ../../nbs/compare/run.ipynb #e63a2e88
 def check_learner(learn):
     "Raise a `ValueError` for a `Learner` that can't be compared"
-    names, held = [metric.name for metric in learn.metrics], [cb for cb in learn.cbs if isinstance(cb, (Mixer, MixHandler))]
-    if held: raise ValueError(f'make_learner returns a Learner that mixes already, with {as_text(held[0])}: so would every '
-                              'arm. Leave the mixer to the arms')
+    names = [metric.name for metric in learn.metrics]
+    for cb in learn.cbs:
+        if isinstance(cb, (Mixer, MixHandler)):
+            raise ValueError(f'make_learner returns a Learner that mixes already, with {as_text(cb)}: so would every arm. '
+                             'Leave the mixer to the arms')
     if len({*names}) < len(names):
-        raise ValueError(f'each metric needs a name of its own, and there are {names}: give a function a name, not a `partial`')
+        raise ValueError(f'each metric needs a name of its own, and there are {names}: give a function a name, '
+                         'not a `partial`')
     if taken(names):
-        raise ValueError(f"the results hold something else under the names of these metrics: {', '.join(taken(names))}. "
-                         "Give them others")
+        raise ValueError('the results hold something else under the names of these metrics: '
+                         f"{', '.join(taken(names))}. Give them others")
 
 # %% ../../nbs/compare/run.ipynb #4b773923
 def other_settings(there, now, names):
     "For example `epochs: 5 there, 8 now`; empty where nothing differs"
-    return '; '.join(f'{name}: {there.get(name)} there, {now.get(name)} now' for name in names if there.get(name) != now.get(name))
+    differ = [name for name in names if there.get(name) != now.get(name)]
+    return '; '.join(f'{name}: {there.get(name)} there, {now.get(name)} now' for name in differ)
 
 def earlier_results(folder, settings):
     "What `folder` holds. `OtherResults` where it's of other settings, or can't be read"
     settings = json.loads(json.dumps(settings or {}, default=as_text))
-    if not folder or not any((folder/name).exists() for name in ('settings.json', 'results.csv', 'curves.csv')): return no_runs(settings)
+    if not folder or not any((folder/name).exists() for name in ('settings.json', 'results.csv', 'curves.csv')):
+        return no_runs(settings)
     try: earlier = read_results(folder)
-    except (OSError, ValueError) as e: raise OtherResults(f'{folder} holds results that cannot be read ({e}): give another folder') from e
+    except (OSError, ValueError) as e:
+        raise OtherResults(f'{folder} holds results that cannot be read ({e}): give another folder') from e
     differ = other_settings(earlier.settings, settings, settings if earlier.is_old else earlier.settings | settings)
     if differ: raise OtherResults(f'{folder} holds results of other settings ({differ}): give another folder')
     return earlier
@@ -98,12 +105,13 @@ def check_same(self:Comparison, make_learner, arms, seed):
             there, now = self.made_of.get(arm, {}), learner_texts(learn, mixer)
             differ.append(other_settings(there, now, [name for name in now if name in there]))
     differ = [f'{arm}: {text}' for arm, text in zip(['all arms', *arms], differ) if text]
-    if differ: raise OtherResults(f"the runs that are there are made of something else ({'; '.join(differ)}): give another folder")
+    if differ:
+        raise OtherResults(f"the runs that are there are made of something else ({'; '.join(differ)}): give another folder")
 
 # %% ../../nbs/compare/run.ipynb #039b9a18
 @patch
 def expected(self:Comparison, arm, seed):
-    "What a run must be made of, as texts by name: the start of the others of its seed, and all of the others of its arm"
+    "What a run must be made of, as texts by name: the start of the others of its seed, all of the others of its arm"
     rows = self.runs[self.runs.seed == seed]
     known = {name: [text for text in rows.get(name, []) if text != 'none'] for name in start}
     return {name: texts[0] for name, texts in known.items() if texts} | self.made_of.get(arm, {})
@@ -117,19 +125,22 @@ def missing(self:Comparison, wanted, retry):
     "Those of the `wanted` runs, pairs of arm and seed, that are not there or are to be tried again"
     done = self.runs[self.runs.status.isin(['finished'] if retry else ['finished', no_number])]
     missing = [run for run in wanted if run not in {*zip(done.arm, done.seed)}]
-    if missing and self.is_old: raise OtherResults('the results are those of version 0.1, which did not keep what they are made '
-                                                   'of: they can be read, but nothing can be added. Give another folder')
+    if missing and self.is_old:
+        raise OtherResults('the results are those of version 0.1, which did not keep what they are made of: they can be '
+                           'read, but nothing can be added. Give another folder')
     return missing
 
 # %% ../../nbs/compare/run.ipynb #0c1a0e60
-def differs_text(result, arm, seed, e):
+def differs_text(result, arm, seed, e, folder):
     "Why a run is not written, and what to do"
-    hints = dict(weights='make_learner must make a new model each time, from the same code', data='make_learner must split the data '
-                 'in the same way, and no file may change', order='the batches must come in the same order')
+    hints = dict(weights='make_learner must make a new model each time, from the same code',
+                 data='make_learner must split the data in the same way, and no file may change',
+                 order='the batches must come in the same order')
     hint = next((f'. {hint}' for name, hint in hints.items() if e.text.startswith(f'{name}: ')), '')
     others = [text for text in dict.fromkeys(result.runs.versions) if text != versions()]
     made = f" (they were made with {' and '.join(others)}; now it's {versions()})" if others else ''
-    return f'{arm}, seed {seed} is not like the runs before it, and is not written: {e.text}{hint}{made}'
+    other = ': give another folder' if folder else ''
+    return f'{arm}, seed {seed} is not like the runs before it, and is not written: {e.text}{hint}{made}{other}'
 
 # %% ../../nbs/compare/run.ipynb #9adce64c
 def minutes(seconds): return f'{seconds:.0f} s' if seconds < 90 else f'{seconds/60:.0f} min'
@@ -137,7 +148,7 @@ def minutes(seconds): return f'{seconds:.0f} s' if seconds < 90 else f'{seconds/
 def outcome(result, first):
     "What came of the last run, and how that is to the run `first` of the same seed"
     run = result.runs.iloc[-1]
-    if run.status != 'finished': return run.status
+    if run.status != 'finished' or not result.fair: return run.status
     name = result.judged_by()[0]
     base = result.finished.query('arm == @first and seed == @run.seed')[name]
     gain = f', {number(run[name] - base.iloc[0], "+")} to {first}' if len(base) and run.arm != first else ''
@@ -147,10 +158,11 @@ def outcome(result, first):
 def tell(result, wanted, missing, i):
     "Print what came of the run `missing[i]`, and the table when a seed is complete"
     (arm, seed), left, times = missing[i], missing[i+1:], result.finished.seconds
-    time = f', about {minutes(times.mean() * len(left))} left' if left and len(times) else ''
-    print(f'{arm}, seed {seed}: {outcome(result, wanted[0][0])} (run {len(wanted) - len(left)} of {len(wanted)}{time})', flush=True)
+    number = f'run {len(wanted) - len(left)} of {len(wanted)}'
+    if left and len(times): number += f', about {minutes(times.mean() * len(left))} left'
+    print(f'{arm}, seed {seed}: {outcome(result, wanted[0][0])} ({number})', flush=True)
     table = result.of(wanted)
-    if left and left[0][1] != seed and len(table.finished): print(f'\n{table.overview()}\n', flush=True)
+    if left and left[0][1] != seed and len(table.finished) and table.fair: print(f'\n{table.overview()}\n', flush=True)
 
 # %% ../../nbs/compare/run.ipynb #c8a498eb
 @patch
@@ -180,20 +192,23 @@ def compare(
     check_functions(make_learner, fit, evaluate)
     check_arms(arms)
     if not arms or seeds < 1: raise ValueError(f'compare needs an arm and a seed, got {arms=} and {seeds=}')
-    arms, folder, seed = {str(name): mixer for name, mixer in arms.items()}, folder and Path(folder), operator.index(seed)
-    wanted = [(arm, run_seed) for run_seed in range(seed, seed + operator.index(seeds)) for arm in arms]
+    arms, folder = {str(name): mixer for name, mixer in arms.items()}, folder and Path(folder)
+    seed, seeds = operator.index(seed), operator.index(seeds)
+    wanted = [(arm, run_seed) for run_seed in range(seed, seed + seeds) for arm in arms]
     with held(folder) if folder else nullcontext():
         result = earlier_results(folder, settings)
         result.check_same(make_learner, arms, seed)
         missing = result.missing(wanted, retry)
-        if progress and len(missing) < len(wanted): print(f'{len(wanted) - len(missing)} of {len(wanted)} runs are in {folder}', flush=True)
+        n_there = len(wanted) - len(missing)
+        if progress and n_there: print(f'{n_there} of {len(wanted)} runs are in {folder}', flush=True)
         for i, (arm, run_seed) in enumerate(missing):
             if verbose: print(f'{arm}, seed {run_seed}', flush=True)
-            try: run = run_arm(make_learner, arms[arm], fit, evaluate, run_seed, result.expected(arm, run_seed), verbose)
-            except Differs as e: raise OtherResults(differs_text(result, arm, run_seed, e) + (folder and ': give another folder' or '')) from e
+            expected = result.expected(arm, run_seed)
+            try: run = run_arm(make_learner, arms[arm], fit, evaluate, run_seed, expected, verbose)
+            except Differs as e: raise OtherResults(differs_text(result, arm, run_seed, e, folder)) from e
             result.add(arm, *run)
-            if progress: tell(result, wanted, missing, i)
             if folder: write_results(result, folder)
+            if progress: tell(result, wanted, missing, i)
     result = result.of(wanted, make_learner=make_learner, arms=arms)
     if len(result.finished): return result
     raise AllRunsFailed(f"every run failed; the first: {result.runs.status.iloc[0].removeprefix('failed: ')}")

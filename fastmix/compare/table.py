@@ -32,8 +32,8 @@ def paired_difference(
 # %% ../../nbs/compare/table.ipynb #b75522f8
 lower_is_better = ('loss|error|entropy|deviance|mae|mse|msle|mspe|mape|perplexity|brier|distance|divergence|hausdorff|'
                    '(^|_)(err|ece|eer|nll|wer|cer|fpr|fnr|kl|fid|ppl|hd95)(_|$)')
-usual_score = ('acc|f1|fbeta|dice|jaccard|iou|auc|precision|recall|score|sensitivity|specificity|corr|kappa|r2|psnr|ssim|'
-               'bleu|rouge|(^|_)(neg|m?ap|top)(_|[0-9]|$)')
+usual_score = ('acc|f1|fbeta|dice|jaccard|iou|auc|precision|recall|score|sensitivity|specificity|corr|kappa|r2|psnr|'
+               'ssim|bleu|rouge|(^|_)(neg|m?ap|top)(_|[0-9]|$)')
 
 def direction_of(metric, higher_is_better):
     "Which values of a measure count as better, where its name does not say so"
@@ -41,15 +41,19 @@ def direction_of(metric, higher_is_better):
     return '' if re.search(usual_score, metric, re.I) else 'higher is better'
 
 # %% ../../nbs/compare/table.ipynb #a0a91f44
+@patch(as_prop=True)
+def fair(self:Comparison): return [name for name in self.measures if not name.startswith('train_')]
+
+# %% ../../nbs/compare/table.ipynb #3e0fea81
 @patch
 def judged_by(self:Comparison,
     metric:str=None, # Name of a measure. `None`: the first metric, or else the validation loss
     higher_is_better:bool=None, # `None`: by the name
 ) -> tuple: # Name, is higher better
     "The measure that decides. Raises a `ValueError` for an unknown one, and where there is none to decide"
-    fair = [name for name in self.measures if not name.startswith('train_')]
-    if not fair: raise ValueError('no run has finished with a metric or a validation loss: there is nothing to compare')
-    metric = metric or next((name for name in fair if name != 'valid_loss'), 'valid_loss')
+    if not self.fair:
+        raise ValueError('no run has finished with a metric or a validation loss: there is nothing to compare')
+    metric = metric or next((name for name in self.fair if name != 'valid_loss'), 'valid_loss')
     if metric not in self.measures: raise ValueError(f"no measure {metric!r}: there are {', '.join(self.measures)}")
     known = metric.startswith('neg_') or not re.search(lower_is_better, metric, re.I)
     return metric, known if higher_is_better is None else higher_is_better
@@ -60,8 +64,9 @@ def table(self:Comparison,
     metric:str=None, # That decides. `None`: the first metric, or else the validation loss
     higher_is_better:bool=None, # `None`: by the name
 ) -> pd.DataFrame: # A row per arm, columns as below
-    """For each arm: number of `seeds` that finished, number of `failed` runs; mean and standard deviation of each measure
-    (`accuracy`, `accuracy_sd`); `difference` to the first arm in `metric`, `ci_low`, `ci_high`, `verdict`; `seconds_per_epoch`"""
+    """For each arm: number of `seeds` that finished, number of `failed` runs; mean and standard deviation of each
+    measure (`accuracy`, `accuracy_sd`); `difference` to the first arm in `metric`, `ci_low`, `ci_high`, `verdict`;
+    `seconds_per_epoch`"""
     metric, higher_is_better = self.judged_by(metric, higher_is_better)
     arms, rows = list(dict.fromkeys(self.runs.arm)), []
     by_seed = self.finished.pivot(index='seed', columns='arm', values=metric).reindex(columns=arms)
@@ -126,7 +131,8 @@ def verdicts(self:Comparison,
 @patch
 def failures(self:Comparison) -> list: # Of sentences, one for each run that failed
     "For example `MixUp, seed 43 failed: OutOfMemoryError: …`"
-    return [f'{run.arm}, seed {run.seed} {run.status}' for run in self.runs[self.runs.status != 'finished'].itertuples()]
+    failed = self.runs[self.runs.status != 'finished']
+    return [f'{run.arm}, seed {run.seed} {run.status}' for run in failed.itertuples()]
 
 # %% ../../nbs/compare/table.ipynb #7f84fbc8
 @patch
