@@ -151,7 +151,8 @@ def learner_texts(learn, more=None):
     layers, size = re.sub(' at 0x[0-9a-f]+', '', str(model)), sum(weight.numel() for weight in model.parameters())
     bs = getattr(learn.dls, 'bs', None) or getattr(learn.dls.loaders[0], 'batch_size', None)
     told = [cb for cb in cbs if not isinstance(cb, (*usual, RunLog, Beginnings))]
-    texts = {'loss': learn.loss_func, 'metrics': list(learn.metrics), 'optimizer': learn.opt_func, 'batch size': bs, 'callbacks': told}
+    texts = {'loss': learn.loss_func, 'metrics': list(learn.metrics), 'optimizer': learn.opt_func,
+             'batch size': bs, 'callbacks': told}
     model = f'{name_of(model)}, {size} parameters, layers {fingerprint(layers)}'
     return dict(model=model) | {name: as_text(o) for name, o in texts.items()}
 
@@ -296,7 +297,8 @@ def measures_of(log, learn, evaluate):
     if not isinstance(given, dict):
         raise NoNumbers(f'evaluate must return numbers by name, `{{name: number}}`; it returned {given!r}')
     found = log.epochs[-1] | {str(name): float(value) for name, value in given.items()}
-    if names := ', '.join(taken(found)): raise ValueError(f'evaluate must not return what the results hold already: {names}')
+    if names := taken(found):
+        raise ValueError(f"evaluate must not return what the results hold already: {', '.join(names)}")
     log.note({'measures': ', '.join(found)})
     return found
 

@@ -39,7 +39,8 @@ def check_numbers(settings):
         if given < value: raise Mistake(f'{option} must be at least {value}, got {given}')
     wrong, lr, seed = settings['wrong_labels'], settings['lr'], settings['seed']
     if not 0 <= wrong <= 1: raise Mistake(f'--wrong-labels must be a share from 0 to 1, got {wrong}')
-    if seed + settings['seeds'] > 2**32: raise Mistake(f'--seed must be below 2**32, with those that follow it, got {seed}')
+    if seed + settings['seeds'] > 2**32:
+        raise Mistake(f'--seed must be below 2**32, with those that follow it, got {seed}')
     if not 0 < lr < math.inf: raise Mistake(f'--lr must be a positive number, got {lr}')
 
 # %% ../../nbs/compare/cli.ipynb #b0d56485
@@ -56,7 +57,7 @@ def complete(data, **settings):
 # %% ../../nbs/compare/cli.ipynb #88019eb0
 def run(
     data:str='digits', # Images to train on: digits, pets (downloads the Oxford-IIIT Pets), or a folder of images
-    mixes:str=None, # What to compare: none, mixup, mixup:1 (alpha), … (default: none,mixup,cutmix,choice; alpha 1 for digits)
+    mixes:str=None, # What to compare: none, mixup, mixup:1 (alpha), … (default: none,mixup,cutmix,choice)
     arch:str=None, # Network: small, resnet18 or another that fastai knows (default: small for digits, else resnet18)
     epochs:int=None, # Times through the training images (default: 20 for digits, else 10)
     size:int=None, # Side of the square images in pixels (default: 8 for digits, else 128)
@@ -88,8 +89,8 @@ def show(
     out:Path=Path('fastmix-results'), # Folder for the page
 ):
     "Draw a batch of each mix, without any training."
-    others = dict.fromkeys(['epochs', 'bs', 'lr', 'seeds']) | dict(labels_per_class=0, wrong_labels=0., pretrained=False)
-    settings = complete(data, mixes=mixes, arch='small', size=size, seed=seed, **others)
+    others = dict.fromkeys(['epochs', 'bs', 'lr', 'seeds']) | dict(labels_per_class=0, wrong_labels=0.)
+    settings = complete(data, mixes=mixes, arch='small', size=size, seed=seed, pretrained=False, **others)
     from fastmix.compare import images
     images.show(settings, out)
 
@@ -106,7 +107,7 @@ def parse(argv):
     parser = anno_parser(function, prog='fastmix show' if function is show else 'fastmix')
     parser.error = lambda message: fail(f'{message} (fastmix --help lists the options)')
     if function is run:
-        parser.add_argument('--report', metavar='FOLDER', type=Path, help='print what FOLDER holds, and write its report anew')
+        parser.add_argument('--report', metavar='FOLDER', type=Path, help='print what FOLDER holds, and write its report')
         parser.add_argument('--version', action='version', version=f'fastmix {__version__}')
     options = {name: value for name, value in vars(parser.parse_args(argv)).items() if name not in ('pdb', 'xtra')}
     folder = options.pop('report', None)
@@ -152,6 +153,6 @@ def main(
     "The command `fastmix`: exits with status 2 and a line on what is wrong, or with 130 at Ctrl-C"
     try: carry_out(*parse(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        print('\nfastmix: stopped; runs that had ended are kept, and the same command, without --force, goes on from there',
-              file=sys.stderr)
+        print('\nfastmix: stopped; runs that had ended are kept, and the same command, without --force, goes on from '
+              'there', file=sys.stderr)
         raise SystemExit(130) from None

@@ -76,10 +76,11 @@ def counted(labels): return ', '.join(f'{label} ({n})' for label, n in sorted(la
 def describe(images, settings):
     "What is trained on what, and what is left out, as some lines of text"
     few, wrong, n = settings['labels_per_class'], settings['wrong_labels'], len(images.valid)
-    chosen = (f'{few} images of each class' if few else 'all of them') + (f', {wrong:.0%} of their labels wrong' if wrong else '')
+    chosen = f'{few} images of each class' if few else 'all of them'
+    if wrong: chosen += f', {wrong:.0%} of their labels wrong'
     named = ', '.join(f'{name} {settings[name]}' for name in ('arch', 'epochs', 'size', 'bs', 'lr', 'seed', 'seeds'))
     lines = {
-        f'{len(images.train)} images to train on, {n} to validate on: {1/n:.2g} of the accuracy hangs on each of these': True,
+        f'{len(images.train)} images to train on, {n} to validate on: {1/n:.2g} of the accuracy hangs on each': True,
         f'CAUTION: {n} images to validate on are few; {2/n:.2g} of accuracy is a matter of two of them': n < 100,
         f'{len(images.classes)} classes: {counted(Counter(label for _, label in images.train))}': True,
         'validated on the test split that was given': settings['test'],
@@ -99,7 +100,8 @@ def check_memory(n_in, size, bs, **_):
     "Raise an `InputError` for images of which a batch is too large for the memory"
     try: torch.empty(bs, n_in, size, size)
     except RuntimeError as e:
-        raise InputError(f'{bs} images of {size} pixels do not fit into the memory: give a smaller --size or --bs') from e
+        what = f'{bs} images of {size} pixels'
+        raise InputError(f'{what} do not fit into the memory: give a smaller --size or --bs') from e
 
 def check_model(model, n_in, arch, size, **_):
     "Raise an `InputError` for images that are too small for the network"
@@ -144,11 +146,11 @@ def lesson(settings):
     "What the demonstration on digits shows, in words, or nothing"
     if settings['data'] != 'digits' or not settings['wrong_labels']: return ''
     return fill(
-        f"What you see: {settings['wrong_labels']:.0%} of the labels to train on were made wrong, as some are in real data. "
-        'Without mixing, the network learns them by heart (its training loss is low) and repeats them on new images. A '
-        'mixed sample has two labels, and no two samples are alike, so there is nothing to learn by heart. Ask the same of '
-        'your own images, one folder per class: fastmix --data FOLDER --wrong-labels 0.4 --seeds 3; or leave out '
-        '--wrong-labels, to see whether mixing helps with the labels as they are.', '') + '\n\n'
+        f"What you see: {settings['wrong_labels']:.0%} of the labels to train on were made wrong, as some are in real "
+        'data. Without mixing, the network learns them by heart (its training loss is low) and repeats them on new '
+        'images. A mixed sample has two labels, and no two samples are alike, so there is nothing to learn by heart. Ask '
+        'the same of your own images, one folder per class: fastmix --data FOLDER --wrong-labels 0.4 --seeds 3; or leave '
+        'out --wrong-labels, to see whether mixing helps with the labels as they are.', '') + '\n\n'
 
 # %% ../../nbs/compare/images.ipynb #22416312
 files_of_results = 'settings.json', 'results.csv', 'curves.csv', 'report.html', 'skipped.txt'
@@ -185,7 +187,8 @@ def compare_all(make_learner, settings, out, fixed, **kwargs):
 def carry_out(settings, out, force=False, verbose=False, retry=False):
     "Compare, print what came of it, and write the report"
     check_names(settings)
-    fixed, out = {name: value for name, value in settings.items() if name not in ('mixes', 'seeds')}, Path(out).resolve()
+    fixed = {name: value for name, value in settings.items() if name not in ('mixes', 'seeds')}
+    out = Path(out).resolve()
     check_out(out, fixed, force)
     images = get_images(settings['data'], settings['seed'], settings['test'])
     print(describe(images, settings), end='\n\n', flush=True)

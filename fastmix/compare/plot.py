@@ -56,7 +56,8 @@ def plot_differences(comparison, styles, metric, higher_is_better, ax):
 def panels_of(comparison, metric, higher_is_better):
     "What draws a panel each, given its axes"
     metric, higher_is_better = comparison.judged_by(metric, higher_is_better)
-    table, curves = comparison.table(metric, higher_is_better), comparison.finished[['arm', 'seed']].merge(comparison.curves)
+    table = comparison.table(metric, higher_is_better)
+    curves = comparison.finished[['arm', 'seed']].merge(comparison.curves)
     styles = styles_of(dict.fromkeys(comparison.runs.arm))
     shown = {arm: style for arm, style in styles.items() if arm in set(curves.arm)}
     panels = [partial(plot_curves, curves, name, shown) for name in curves.columns.drop(['arm', 'seed', 'epoch'])]

@@ -94,8 +94,8 @@ def said_once(comparison):
 
 # %% ../../nbs/compare/report.ipynb #690da471
 note = ('Within a seed, all arms started from the same weights and saw the same batches. Numbers are means ± standard '
-        'deviations over the seeds; in brackets, the 95 % confidence interval of the mean paired difference. The training '
-        'loss of an arm that mixes is that of mixed samples: it cannot be compared between arms.')
+        'deviations over the seeds; in brackets, the 95 % confidence interval of the mean paired difference. The '
+        'training loss of an arm that mixes is that of mixed samples: it cannot be compared between arms.')
 
 def soft(text): return P(text, cls='soft')
 

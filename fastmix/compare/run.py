@@ -64,8 +64,8 @@ def check_learner(learn):
     names = [metric.name for metric in learn.metrics]
     for cb in learn.cbs:
         if isinstance(cb, (Mixer, MixHandler)):
-            raise ValueError(f'make_learner returns a Learner that mixes already, with {as_text(cb)}: so would every arm. '
-                             'Leave the mixer to the arms')
+            raise ValueError(f'make_learner returns a Learner that mixes already, with {as_text(cb)}: so would every '
+                             'arm. Leave the mixer to the arms')
     if len({*names}) < len(names):
         raise ValueError(f'each metric needs a name of its own, and there are {names}: give a function a name, '
                          'not a `partial`')
@@ -106,7 +106,8 @@ def check_same(self:Comparison, make_learner, arms, seed):
             differ.append(other_settings(there, now, [name for name in now if name in there]))
     differ = [f'{arm}: {text}' for arm, text in zip(['all arms', *arms], differ) if text]
     if differ:
-        raise OtherResults(f"the runs that are there are made of something else ({'; '.join(differ)}): give another folder")
+        raise OtherResults(f"the runs that are there are made of something else ({'; '.join(differ)}): "
+                           'give another folder')
 
 # %% ../../nbs/compare/run.ipynb #039b9a18
 @patch
@@ -126,8 +127,8 @@ def missing(self:Comparison, wanted, retry):
     done = self.runs[self.runs.status.isin(['finished'] if retry else ['finished', no_number])]
     missing = [run for run in wanted if run not in {*zip(done.arm, done.seed)}]
     if missing and self.is_old:
-        raise OtherResults('the results are those of version 0.1, which did not keep what they are made of: they can be '
-                           'read, but nothing can be added. Give another folder')
+        raise OtherResults('the results are those of version 0.1, which did not keep what they are made of: they can '
+                           'be read, but nothing can be added. Give another folder')
     return missing
 
 # %% ../../nbs/compare/run.ipynb #0c1a0e60
