@@ -1,7 +1,7 @@
 """The reference experiments. `python experiments/run.py NAME …` runs those named, without a name all of them.
 
 Each writes into its own folder of nbs/experiments/results: what is there already is not trained again, so that it can be
-stopped at any time, and takes up more seeds with `--seeds`.
+stopped at any time, and takes up more seeds with `--seeds`. Results of version 0.1 are called for again, but not added to.
 """
 import argparse
 import sys

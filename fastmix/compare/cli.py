@@ -107,7 +107,8 @@ def parse(argv):
     parser = anno_parser(function, prog='fastmix show' if function is show else 'fastmix')
     parser.error = lambda message: fail(f'{message} (fastmix --help lists the options)')
     if function is run:
-        parser.add_argument('--report', metavar='FOLDER', type=Path, help='print what FOLDER holds, and write its report')
+        about = 'print what FOLDER holds, and write its report; nothing is trained'
+        parser.add_argument('--report', metavar='FOLDER', type=Path, help=about)
         parser.add_argument('--version', action='version', version=f'fastmix {__version__}')
     options = {name: value for name, value in vars(parser.parse_args(argv)).items() if name not in ('pdb', 'xtra')}
     folder = options.pop('report', None)

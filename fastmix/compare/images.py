@@ -148,9 +148,9 @@ def lesson(settings):
     return fill(
         f"What you see: {settings['wrong_labels']:.0%} of the labels to train on were made wrong, as some are in real "
         'data. Without mixing, the network learns them by heart (its training loss is low) and repeats them on new '
-        'images. A mixed sample has two labels, and no two samples are alike, so there is nothing to learn by heart. Ask '
-        'the same of your own images, one folder per class: fastmix --data FOLDER --wrong-labels 0.4 --seeds 3; or leave '
-        'out --wrong-labels, to see whether mixing helps with the labels as they are.', '') + '\n\n'
+        'images. A mixed sample has two labels, and no two samples are alike, so there is nothing to learn by heart. '
+        'Ask the same of your own images, one folder per class: fastmix --data FOLDER --wrong-labels 0.4 --seeds 3; or '
+        'leave out --wrong-labels, to see whether mixing helps with the labels as they are.', '') + '\n\n'
 
 # %% ../../nbs/compare/images.ipynb #22416312
 files_of_results = 'settings.json', 'results.csv', 'curves.csv', 'report.html', 'skipped.txt'
