@@ -89,7 +89,7 @@ def test_digits(tmp_path, capsys):
     fastmix(out=out, mixes='none,mixup,cutmix,choice', bs=32)
     printed = capsys.readouterr().out
     assert '1438 images to train on, 359 to validate on: 0.0028 of the accuracy' in printed and '10 classes: eight (139), five (146)' in printed
-    assert 'choice, seed 42: accuracy 0.' in printed and ' (run 4 of 4, about ' in printed and '█' not in printed and 'epoch' not in printed.splitlines()[4]
+    assert 'choice, seed 42: accuracy 0.' in printed and ' (run 3 of 4, about ' in printed and ' (run 4 of 4)\n' in printed and '█' not in printed and 'epoch' not in printed.splitlines()[4]
     assert 'cutmix against none: not distinguishable with 1 seed (accuracy' in printed
     assert printed.endswith(f'The report, with curves and pictures of the batches: {out/"report.html"}\n')
     runs = pd.read_csv(out/'results.csv')
@@ -218,9 +218,9 @@ def test_a_killed_command_is_completed_by_the_same_command(tmp_path, capsys, how
     assert process.returncode == code
     assert how == signal.SIGKILL or errors.endswith('goes on from there\n')
     there = contents(tmp_path/'out')
-    assert len(there['results.csv'].splitlines()) == 3 and 'report.html' not in there
+    assert len(there['results.csv'].splitlines()) == 1 + 3 and 'report.html' not in there
     fastmix(**given)
-    assert '2 of 4 runs are in' in capsys.readouterr().out
+    assert '3 of 4 runs are in' in capsys.readouterr().out
     after = contents(tmp_path/'out')
     assert after['results.csv'].startswith(there['results.csv']) and after['curves.csv'].startswith(there['curves.csv'])
     runs = pd.read_csv(tmp_path/'out'/'results.csv')
