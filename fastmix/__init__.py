@@ -4,8 +4,8 @@ fastmix trains a fastai `Learner` on **mixed samples**: put `MixUp()` or `CutMix
 
 Modules:
 
-- `fastmix.cli`: One command that trains with and without mixing, and shows what came of it
-- `fastmix.compare`: Does mixing help on your data? Train with and without it, paired by seed, and see
+- `fastmix.compare.cli`: One command that trains with and without mixing, and shows what came of it
+- `fastmix.compare.run`: Does mixing help on your data? Train with and without it, paired by seed, and see
 - `fastmix.data`: Labelled images for a comparison: handwritten digits at once, or a folder of photographs
 - `fastmix.loss`: What a mixed sample should be called, for any loss function
 - `fastmix.methods.cmixup`: MixUp for regression: a sample's partner is likelier the nearer their targets are

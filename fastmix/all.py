@@ -24,7 +24,12 @@ from fastmix.methods.specmix import *
 from fastmix.methods.tabularswap import *
 from fastmix.show import *
 from fastmix.data import *
-from fastmix.compare import *
+from fastmix.compare.arm import *
+from fastmix.compare.results import *
+from fastmix.compare.table import *
+from fastmix.compare.run import *
+from fastmix.compare.plot import *
+from fastmix.compare.report import *
 from fastmix.metric import *
 
 # Every method of mixing that is imported above, by its name in lower case
