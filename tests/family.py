@@ -5,11 +5,11 @@ RegMixup trains on the clean batch, too; TransMix asks the network how much a la
 """
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from fastmix.all import Blend, CutMix, Mask, Mixer, MixUp, Paste, draw_partner, region_around, unwrap
+import fastmix.all
+from fastmix.all import Blend, CutMix, Mask, Mixer, MixUp, Paste, draw_partner, unwrap
 
 
 class Shrunk(Paste):
@@ -47,18 +47,9 @@ class FMix(Mixer):
         return (noise.ravel().argsort().argsort() >= noise.size - round(lam*noise.size)).reshape(size)
 
 
-class SaliencyMix(Mixer):
-    "The region lies around the partner's most salient pixel: SaliencyMix (arXiv 2006.01791), by spectral residual, per image"
-    places = 2,
-
-    def draw(self, batch, lam, rng):
-        partner, waves = draw_partner(batch.n, rng), torch.fft.fft2(batch.x.float().mean(1))
-        log = waves.abs().clamp(min=1e-8).log()
-        residual = log - F.avg_pool2d(log[:, None], 3, 1, 1)[:, 0]
-        salient = torch.fft.ifft2(torch.polar(residual.exp(), waves.angle())).abs().flatten(1).argmax(1)[partner]
-        h, w = batch.size
-        centre = torch.stack([(salient.div(w, rounding_mode='floor') + .5)/h, (salient % w + .5)/w], 1)
-        return Paste(region_around(centre, lam, batch.size), batch.size, partner)
+class SaliencyMix(fastmix.all.SaliencyMix):
+    "The published one, in every batch"
+    def __init__(self, p=1., **kwargs): super().__init__(p=p, **kwargs)
 
 
 class CMixUp(Mixer):
