@@ -9,6 +9,7 @@ Modules:
 - `fastmix.data`: Labelled images for a comparison: handwritten digits at once, or a folder of photographs
 - `fastmix.loss`: What a mixed sample should be called, for any loss function
 - `fastmix.methods.cutmix`: Trains on samples with a region of another pasted in, and asks for both labels by their share of the pixels
+- `fastmix.methods.guidedmixup`: Averages two images pixel by pixel, in favour of the one that stands out more there, and pairs images that stand out at different places
 - `fastmix.methods.manifold_mixup`: Trains on averages of what two samples have become inside the network, at a layer that is drawn for each batch
 - `fastmix.methods.mix_choice`: Draws one of several mixers for each batch, so that a network is trained on more than one way of mixing
 - `fastmix.methods.mixup`: Trains on weighted averages of two samples, and asks for the same average of their labels

@@ -11,6 +11,7 @@ from fastmix.methods.mixup import *
 from fastmix.methods.cutmix import *
 from fastmix.methods.manifold_mixup import *
 from fastmix.methods.mix_choice import *
+from fastmix.methods.guidedmixup import *
 from fastmix.methods.saliencymix import *
 from fastmix.show import *
 from fastmix.data import *
