@@ -62,7 +62,7 @@ def enlarged(seen, size):
 
 @pytest.mark.parametrize('size', [(20, 30), (12, 140)], ids=['as it is', 'enlarged'])
 def test_mixed_as_the_literal_version(size):
-    x = pictures(3, size)
+    x = pictures(3, size) + .1*torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(4)) # Waves too small for 32 bits are none
     mix = GuidedMixUp().draw_mix(Batch((x,)), mix_rng(0))
     maps = [literal_map(image) for image in x.numpy()]
     apart = np.array([[np.sqrt(((a - b)**2).sum()) for b in maps] for a in maps])
@@ -70,9 +70,9 @@ def test_mixed_as_the_literal_version(size):
     maps = np.stack([enlarged(seen, size) for seen in maps])
     for i, j in enumerate(mix.partner.tolist()):
         own = maps[i]/(maps[i] + maps[j])
-        np.testing.assert_allclose(mix.own[i], own, atol=5e-3) # Small waves have few digits in 32 bits
-        np.testing.assert_allclose(mix(x)[i], own*x[i].numpy() + (1-own)*x[j].numpy(), atol=1e-2)
-        assert mix.lam[i].item() == pytest.approx(own.mean(), abs=1e-3)
+        np.testing.assert_allclose(mix.own[i], own, atol=2e-4)
+        np.testing.assert_allclose(mix(x)[i], own*x[i].numpy() + (1-own)*x[j].numpy(), atol=3e-4)
+        assert mix.lam[i].item() == pytest.approx(own.mean(), abs=1e-4)
 
 
 def test_the_weights_of_a_pair_add_up_to_one():
