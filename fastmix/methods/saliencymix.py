@@ -21,11 +21,12 @@ from ..draw import region_around
 from ..mix import Paste, to_device
 from ..mixer import Mixer
 
-# %% ../../nbs/methods/saliencymix.ipynb #96d486c4
+# %% ../../nbs/methods/saliencymix.ipynb #9b3534aa
 def cosines(n, length, like):
     "`(n, length)`: the first `n` cosines along a line, each of length 1 and at right angles to the others"
-    k, place = (torch.arange(m, device=like.device, dtype=like.dtype) for m in (n, length))
-    waves = torch.cos(math.pi/length*k[:, None]*(place + .5))*(2/length)**.5
+    k, place = (torch.arange(m, device=like.device) for m in (n, length))
+    turn = k[:, None]*(2*place + 1) % (4*length) # In whole numbers, so that no digits are lost
+    waves = torch.cos(turn.to(like.dtype)*(math.pi/(2*length)))*(2/length)**.5
     waves[0] *= .5**.5
     return waves
 
