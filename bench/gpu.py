@@ -287,8 +287,10 @@ def main(arguments=None):
         print('No GPU here: nothing was measured. `python -m bench.gpu --device cpu` rehearses the script.')
         return None
     if device.type == 'cuda' and device.index: torch.cuda.set_device(device) # whose clock and events are asked for
-    table = pd.DataFrame(measured(device, **(REHEARSAL if device.type == 'cpu' else FULL)))
-    report.write(table, options.out/'gpu.csv')
+    rows = []
+    for row in measured(device, **(REHEARSAL if device.type == 'cpu' else FULL)):
+        rows.append(row)
+        report.write(table := pd.DataFrame(rows), options.out/'gpu.csv') # what is there is kept, whatever ends it
     if device.type == 'cpu': print('A rehearsal on the CPU: these figures mean nothing.')
     print(table.to_string(index=False, float_format='{:.3g}'.format))
     return table
