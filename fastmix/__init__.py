@@ -14,6 +14,7 @@ Modules:
 - `fastmix.methods.mix_choice`: Draws one of several mixers for each batch, so that a network is trained on more than one way of mixing
 - `fastmix.methods.mixup`: Trains on weighted averages of two samples, and asks for the same average of their labels
 - `fastmix.methods.saliencymix`: Pastes a region around the partner's most conspicuous place, so that the region shows something
+- `fastmix.methods.transmix`: Pastes regions as CutMix does, and lets a vision transformer say how much each label counts: by what its class token attends to
 - `fastmix.metric`: What a metric means while the samples are mixed
 - `fastmix.mix`: What a mixed sample is made of: a weighted average, a pasted region, or a weight for each place
 - `fastmix.mixer`: One callback in `cbs`, and a `Learner` trains on mixed samples

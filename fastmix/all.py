@@ -13,6 +13,7 @@ from fastmix.methods.manifold_mixup import *
 from fastmix.methods.mix_choice import *
 from fastmix.methods.guidedmixup import *
 from fastmix.methods.saliencymix import *
+from fastmix.methods.transmix import *
 from fastmix.show import *
 from fastmix.data import *
 from fastmix.compare import *

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 import fastmix.all
-from fastmix.all import Blend, CutMix, Mask, Mixer, MixUp, Paste, draw_partner, unwrap
+from fastmix.all import Blend, Mask, Mixer, MixUp, Paste, draw_partner
 
 
 class Shrunk(Paste):
@@ -67,19 +67,6 @@ class RegMixUp(MixUp):
     def draw(self, batch, lam, rng): return [None, super().draw(batch, lam, rng)]
 
 
-class TransMix(CutMix):
-    "Half of a label's weight is what the class token attends to: TransMix (arXiv 2111.09833)"
-    reweighs = True
-
-    def __init__(self, attention='attention', **kwargs):
-        super().__init__(**kwargs)
-        self.attention = attention
-
-    def watch(self, learn): return self.attention, unwrap(learn.model).get_submodule(self.attention)
-
-    def settle(self, mix, seen):
-        row = seen.detach().mean(1)[:, 0, 1:]
-        size = np.array(mix.size)
-        grid = tuple(np.rint(size*(row.shape[1]/size.prod())**.5).astype(int).tolist())
-        attended = (row*mix.own_at(grid).flatten(1)).sum(1)/row.sum(1)
-        return .5*mix.lam + .5*attended
+class TransMix(fastmix.all.TransMix):
+    "The published one, for a network of these tests"
+    def __init__(self, attention='attention', **kwargs): super().__init__(attention, **kwargs)
