@@ -9,11 +9,14 @@ Modules:
 - `fastmix.data`: Labelled images for a comparison: handwritten digits at once, or a folder of photographs
 - `fastmix.loss`: What a mixed sample should be called, for any loss function
 - `fastmix.methods.cutmix`: Trains on samples with a region of another pasted in, and asks for both labels by their share of the pixels
+- `fastmix.methods.fmix`: Trains on samples with blobs of another in them, cut out of low-frequency noise, and asks for both labels by their share of the places
 - `fastmix.methods.guidedmixup`: Averages two images pixel by pixel, in favour of the one that stands out more there, and pairs images that stand out at different places
 - `fastmix.methods.manifold_mixup`: Trains on averages of what two samples have become inside the network, at a layer that is drawn for each batch
 - `fastmix.methods.mix_choice`: Draws one of several mixers for each batch, so that a network is trained on more than one way of mixing
 - `fastmix.methods.mixup`: Trains on weighted averages of two samples, and asks for the same average of their labels
+- `fastmix.methods.patchmix`: Trains on samples with some of their patches from another, scattered or in blocks, and asks for both labels by their share of the places
 - `fastmix.methods.saliencymix`: Pastes a region around the partner's most conspicuous place, so that the region shows something
+- `fastmix.methods.specmix`: Trains on spectrograms with bands of frequency and of time from another, and asks for both labels by their share of the cells
 - `fastmix.methods.transmix`: Pastes regions as CutMix does, and lets a vision transformer say how much each label counts: by what its class token attends to
 - `fastmix.metric`: What a metric means while the samples are mixed
 - `fastmix.mix`: What a mixed sample is made of: a weighted average, a pasted region, or a weight for each place

@@ -11,6 +11,7 @@ __all__ = ['Mixer', 'MixedBatch', 'arguments', 'check_mixer']
 
 # %% ../nbs/05_mixer.ipynb #f4694750
 import copy, copyreg, inspect, math, random, warnings
+from collections.abc import Callable
 from functools import partial, wraps
 from numbers import Integral, Real
 
@@ -22,11 +23,11 @@ from fastai.learner import Learner
 from fastcore.basics import patch, store_attr
 from torch import Tensor
 
-from .batch import Batch, Targets, check_words, is_binary, mix_inputs, named, plain, tensors, weighed
-from .draw import draw_lam, draw_partner, mix_rng
+from .batch import Batch, Source, Targets, check_words, is_binary, mix_inputs, named, plain, tensors, weighed
+from .draw import at, draw_lam, draw_partner, mix_rng
 from .layers import LayerMix, Watch
-from .loss import LossFacts, MixLoss
-from .mix import Mix, ends_in, has_places, is_floating, nested
+from .loss import LossFacts, MixLoss, decoupled_loss
+from .mix import Mix, ends_in, has_places, is_floating, nested, rotation, to_device
 
 # %% ../nbs/05_mixer.ipynb #a48147dc
 class Mixer(Callback):
@@ -37,21 +38,26 @@ class Mixer(Callback):
     fold = False # Is λ replaced by max(λ, 1-λ)?
     data = 'any' # Which targets the method is for: 'any', 'class', 'number', 'mask', or 'table' for tables
     reweighs = False # Does the method let labels count otherwise than their samples are seen?
-    batch = rng = facts = paused = None
+    batch = rng = facts = paused = pool = None
     looked = labels_back = False
     def __init__(self,
-        alpha:float|tuple=1., # Parameter of λ's Beta distribution, positive; or a pair `(a, b)`
+        alpha:float|tuple|Callable=1., # λ is drawn from Beta(alpha, alpha), or Beta(a, b). A function: of the fit's progress
         per:str='batch', # One λ per 'sample', or one per 'batch'
-        p:float=1., # Share of the batches that are mixed, in [0, 1]
+        p:float|Callable=1., # Share of the batches that are mixed, in [0, 1]. A function: of the fit's progress
         start:float=0., # Part of the fit, in [0, 1], before which nothing is mixed
         stop:float=1., # Part of the fit, in [0, 1], from which on nothing is mixed
         seed:int|None=None, # Seed of the mixer's own generator. `None`: from the state of torch's, at the first fit
         targets:str|list|dict|None=None, # 'mix', 'paste', 'weigh', 'union' or 'keep'; for all, or each. `None`: by type
         beside:bool=False, # Train on the clean batch as well, at twice the cost: the mean of both losses
+        partner:str='any', # Partners of 'any' class, of the 'same' class, or of an 'other' one
+        source=None, # A `DataLoader` to take partners from. `None`: the batch itself
+        decouple:float=0., # Weight of the decoupled-mixup term in the loss (arXiv 2203.10761), from 0 up
     ):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
         alpha = check_alpha(alpha)
         check_arguments(per, p, start, stop, seed, beside)
+        check_partners(partner, source)
+        check_decouple(decouple)
         check_words(targets)
         store_attr()
 
@@ -69,7 +75,10 @@ def is_number(o, kind=Real): return isinstance(o, kind) and not isinstance(o, bo
 
 # %% ../nbs/05_mixer.ipynb #f63e02b4
 def check_alpha(alpha):
-    "`alpha` as it is stored: a number, or a tuple of two. Raises unless both are positive"
+    "`alpha` as it is stored: a number, a tuple of two, or a function. Raises unless all it gives is positive"
+    if callable(alpha):
+        for done in (0., .5, 1.): check_alpha(alpha(done))
+        return alpha
     wanted = f"`alpha` must be a positive number, or a pair of them; got {alpha!r}"
     pair = tuple(alpha) if isinstance(alpha, (tuple, list)) else (alpha, alpha)
     if len(pair) != 2: raise ValueError(wanted)
@@ -82,7 +91,8 @@ def check_alpha(alpha):
 def check_arguments(per, p, start, stop, seed, beside):
     "Raise for an argument out of its range"
     if per not in ('sample', 'batch'): raise ValueError(f"`per` must be 'sample' or 'batch'; got {per!r}")
-    for name, value in (('p', p), ('start', start), ('stop', stop)): check_number(name, value, 0, 1)
+    for done in (0., .5, 1.): check_number('p', at(p, done), 0, 1)
+    for name, value in (('start', start), ('stop', stop)): check_number(name, value, 0, 1)
     if start > stop:
         raise ValueError(f"`start` must not be greater than `stop`; got start={start}, stop={stop}")
     if not isinstance(beside, bool): raise TypeError(f"`beside` must be True or False; got {beside!r}")
@@ -93,6 +103,21 @@ def check_seed(seed):
     if seed is None: return
     if not is_number(seed, Integral): raise TypeError(f"`seed` must be a whole number or None; got {seed!r}")
     if seed < 0: raise ValueError(f"`seed` must not be negative; got {seed}")
+
+# %% ../nbs/05_mixer.ipynb #9d4d118f
+def check_partners(partner, source):
+    "Raise for partners that can't be chosen so"
+    if partner not in ('any', 'same', 'other'):
+        raise ValueError(f"`partner` must be 'any', 'same' or 'other'; got {partner!r}")
+    if source is None: return
+    if not hasattr(source, '__iter__') or isinstance(source, (str, dict, list, tuple, Tensor)):
+        raise TypeError(f"`source` must be a `DataLoader`, such as `dls.train`; got {type(source).__name__}")
+    if partner != 'any': raise ValueError(f"`partner={partner!r}` chooses within the batch, and partners come from `source`")
+
+def check_decouple(weight):
+    "Raise unless `weight` is a number from 0 up"
+    if not is_number(weight): raise TypeError(f"`decouple` must be a number from 0 up; got {weight!r}")
+    if not 0 <= weight < math.inf: raise ValueError(f"`decouple` must be a number from 0 up; got {weight!r}")
 
 # %% ../nbs/05_mixer.ipynb #ec0436fc
 @patch
@@ -110,8 +135,26 @@ def draw_partners(self:Mixer,
     batch:Batch, # The batch
     rng:np.random.Generator, # The generator to draw with
 ) -> np.ndarray|Tensor: # `(n,)`: index of each sample's partner
-    "Who is mixed with whom: a rotation of the batch"
-    return draw_partner(batch.n, rng)
+    "Who is mixed with whom: a rotation of the batch, unless `partner` or `source` say otherwise"
+    if batch.source is not None: return rotation(batch.n, 0) # Row i of the source
+    if self.partner == 'any': return draw_partner(batch.n, rng)
+    return class_partners(class_of(batch), rng, self.partner == 'same')
+
+# %% ../nbs/05_mixer.ipynb #5dc3caf3
+def class_partners(y, rng, same):
+    "A random partner of the same class for each sample, or of another; itself where there is none"
+    n = len(y)
+    keys = to_device(torch.from_numpy(rng.random((n, n), dtype=np.float32)), y)
+    allowed = (y[:, None] == y) == same
+    return keys.masked_fill(~allowed, -1).fill_diagonal_(-.5).argmax(1)
+
+# %% ../nbs/05_mixer.ipynb #1d5d6945
+def class_of(batch):
+    "`(n,)`: the class of each sample. Raises a `TypeError` where samples have no single class"
+    found = [plain(y) for y in tensors(batch.yb)]
+    if len(found) == 1 and not is_floating(found[0]) and found[0].shape[1:].numel() == 1: return found[0].flatten()
+    got = '; '.join(f'{y.dtype}, {tuple(y.shape)}' for y in found) or 'none'
+    raise TypeError(f"`partner='same'` and 'other' need one target, a class number for each sample; got {got}")
 
 # %% ../nbs/05_mixer.ipynb #65e82430
 def takes_integers(x, batch):
@@ -146,7 +189,8 @@ def pick(self:Mixer,
     "The mixer for the next batch, which is itself, or `None` if the batch stays unmixed"
     if done is None: return self
     on = self.start <= done and (done < self.stop or self.stop == 1)
-    return self if on and (self.p == 1 or rng.random() < self.p) else None
+    p = at(self.p, done)
+    return self if on and (p == 1 or rng.random() < p) else None
 
 # %% ../nbs/05_mixer.ipynb #0d5b74e1
 @patch
@@ -157,7 +201,7 @@ def draw_mix(self:Mixer,
     lam:float|None=None, # Aim at this own share, in [0, 1]. `None`: draw it
 ) -> Mix|list: # As `draw` returns it; with `beside` the clean batch before it
     "Draw λ, and with it the mix for a batch"
-    own = draw_lam(self.alpha, rng, batch.n if self.per == 'sample' and not one else 1, self.fold)
+    own = draw_lam(at(self.alpha, batch.done), rng, batch.n if self.per == 'sample' and not one else 1, self.fold)
     if lam is not None: own[:] = lam # All else is drawn as it would have been
     mix = self.draw(batch, own, rng)
     if not self.beside: return mix
@@ -198,6 +242,14 @@ def term(self:Mixer,
 ) -> Tensor|None: # A number
     "Something to add to the loss, or `None`"
 
+# %% ../nbs/05_mixer.ipynb #c9bb1e8f
+@patch
+def next_source(self:Mixer, batch, rng, inside):
+    "The batch that partners come from. Raises a `ValueError` where samples are mixed inside the network"
+    if inside: raise ValueError(f"{type(self).__name__} mixes inside the network here, where there are no partners from a `source`")
+    if self.pool is None: self.pool = Source(self.source, int(rng.integers(2**32)))
+    return self.pool.beside(batch, labels=self.targets != 'keep')
+
 # %% ../nbs/05_mixer.ipynb #79574f39
 class MixedBatch:
     "A batch and its mixes; between `begin` and `end` the learner trains on it"
@@ -215,6 +267,7 @@ class MixedBatch:
         if self.place is None: mixer.check(batch)
         else: batch.x = batch.inputs[0]
         self.targets = Targets(batch.yb, batch.shape, mixer.targets)
+        if mixer.source is not None: batch.source = mixer.next_source(batch, rng, bool(self.place))
         mixes = mixer.draw_mix(batch, rng, self.needs_one(), lam)
         if batch.source: self.targets.take_from(batch.source.yb) # The method may have set it in `draw`
         self.mixes = mixes if isinstance(mixes, list) else [mixes]
@@ -272,9 +325,12 @@ def labels(self:MixedBatch) -> tuple:
     return self.targets.mixed(self.mixes[0]) if len(self.mixes) == 1 else self.batch.yb
 
 @patch
+def has_term(self:MixedBatch): return self.mixer.decouple or type(self.mixer).term is not Mixer.term
+
+@patch
 def weighs(self:MixedBatch) -> bool:
     "Has the loss to be weighted, or something to be added?"
-    if len(self.mixes) > 1 or type(self.mixer).term is not Mixer.term: return True
+    if len(self.mixes) > 1 or self.has_term(): return True
     return any(fate in weighed for fate in self.targets.fates(self.mixes[0]))
 
 # %% ../nbs/05_mixer.ipynb #45f061c2
@@ -298,11 +354,21 @@ def user_loss(learn):
 @patch
 def switch(self:MixedBatch, xb):
     "Put a weighted loss in the place of the user's"
-    learn, mixer, batch = self.batch.learn, self.mixer, self.batch
+    learn = self.batch.learn
     self.targets.inputs = () if self.place else xb
-    term = None if type(mixer).term is Mixer.term else lambda pred, mix: mixer.term(pred, batch, mix)
+    term = self.term if self.has_term() else None
     split = self.split if len(self.mixes) > 1 else None
     learn.loss_func = self.switched = MixLoss(user_loss(learn), self.mixes, self.targets, self.facts, term, split)
+
+# %% ../nbs/05_mixer.ipynb #337a82e1
+@patch
+def term(self:MixedBatch, pred, mix):
+    "What is added to the loss under `mix`, or `None`"
+    mixer = self.mixer
+    more = mixer.term(pred, self.batch, mix)
+    if not mixer.decouple: return more
+    apart = mixer.decouple*decoupled_loss(user_loss(self.batch.learn), pred, self.targets, mix)
+    return apart if more is None else more + apart
 
 # %% ../nbs/05_mixer.ipynb #33a6b48a
 @patch
@@ -381,10 +447,10 @@ def before_batch(self:Mixer):
     "Steps 1 and 2: draw a mix, and train on it"
     self.batch, learn = None, self.learn
     batch = Batch(learn.xb, learn.yb, learn)
-    if batch.n < 2: return # Nobody to be mixed with
+    batch.done = round(getattr(learn, 'pct_train', 0.), 9)
     self.seed_rng()
-    mixer = self.pick(round(getattr(learn, 'pct_train', 0.), 9), self.rng)
-    if mixer is None: return
+    mixer = self.pick(batch.done, self.rng)
+    if mixer is None or (batch.n < 2 and mixer.source is None): return # Nobody to be mixed with
     facts = self.facts_of(user_loss(learn))
     if not self.looked: refuse_labels(batch)
     self.batch = MixedBatch(mixer, batch, self.rng, facts)
@@ -425,8 +491,8 @@ def check_alone(self:Mixer, learn):
 
 @patch
 def seed_rng(self:Mixer):
-    "Make the generator, if there is none yet"
-    if self.rng is None: self.rng = mix_rng(self.seed)
+    "Make the generator, if there is none yet; what follows from it is made anew"
+    if self.rng is None: self.rng, self.pool = mix_rng(self.seed), None
 
 @patch(as_prop=True)
 def mix(self:Mixer) -> Mix|None:
@@ -571,17 +637,19 @@ Learner.one_batch = one_batch
 @patch
 def __reduce_ex__(self:Mixer, protocol):
     if self.learn: return Callback, (), {'learn': self.learn}
-    return copyreg.__newobj__, (type(self),), vars(self) | dict(batch=None, facts=None, paused=None)
+    return copyreg.__newobj__, (type(self),), vars(self) | dict(batch=None, facts=None, paused=None, pool=None)
 
 @patch
 def __copy__(self:Mixer):
     new = type(self).__new__(type(self))
-    vars(new).update(vars(self), batch=None, paused=None)
+    vars(new).update(vars(self), batch=None, paused=None, pool=self.pool and self.pool.fork())
     return new
 
 @patch
 def __deepcopy__(self:Mixer, memo):
     new = memo[id(self)] = copy.copy(self)
+    loader = vars(self).get('source')
+    memo[id(loader)] = loader # Which holds its whole data set
     vars(new).update(copy.deepcopy(vars(new), memo))
     return new
 
@@ -604,7 +672,7 @@ def load_state_dict(self:Mixer,
         if rng: rng.bit_generator.state = state['rng']
     except (TypeError, KeyError, ValueError) as e:
         raise ValueError(f"not the state of a mixer, which `state_dict` gives: {state!r}") from e
-    self.rng, self.facts = rng, LossFacts(None, before=state.get('per_sample'))
+    self.rng, self.pool, self.facts = rng, None, LossFacts(None, before=state.get('per_sample'))
 
 # %% ../nbs/05_mixer.ipynb #6527d882
 def arguments(

@@ -11,6 +11,7 @@ __all__ = ['untouched', 'label_of', 'mix_title', 'show_mix', 'show_mixers', 'har
 
 # %% ../nbs/07_show.ipynb #e49b25a5
 import bisect, copy, math, random, textwrap, warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from numbers import Integral, Real
 
@@ -31,19 +32,11 @@ from matplotlib.textpath import text_to_path
 from scipy.stats import beta
 from torch import Tensor
 
-from .batch import Batch, is_spatial, tensors
+from .batch import Batch, is_spatial, loader_generators, tensors
 from .draw import mix_rng
 from .layers import is_a
 from .mix import Paste, is_floating, nested
 from .mixer import MixedBatch, Mixer, check_alpha, check_number, check_seed, user_loss
-
-# %% ../nbs/07_show.ipynb #4d17a33e
-def loader_generators(dl):
-    "The generators that a loader of torch has of its own, in any of its parts"
-    batches = getattr(dl, 'batch_sampler', None)
-    parts = dl, getattr(dl, 'sampler', None), batches, getattr(batches, 'sampler', None)
-    found = [getattr(part, 'generator', None) for part in parts]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 # %% ../nbs/07_show.ipynb #ae0f327a
 def reseed(dl, seed):
@@ -78,6 +71,7 @@ def untouched(
 def as_it_was(*mixers):
     "Inside, the mixers can be used; afterwards they hold what they held"
     held = [vars(mixer).copy() for mixer in mixers]
+    for mixer in mixers: mixer.pool = mixer.pool and mixer.pool.fork()
     try: yield
     finally:
         for mixer, values in zip(mixers, held):
@@ -756,6 +750,7 @@ def lam_distribution(alpha, fold):
             raise ValueError("MixChoice draws one of several mixers, each with its own alpha: give those")
         alpha, fold = alpha.alpha, alpha.fold
     alpha = check_alpha(alpha)
+    if callable(alpha): raise ValueError("`alpha` is a function of the fit's progress: ask for a moment, such as `alpha(0)`")
     return *(alpha if isinstance(alpha, tuple) else (alpha, alpha)), fold
 
 # %% ../nbs/07_show.ipynb #c85ee070
@@ -782,21 +777,35 @@ def lam_name(alpha, fold):
     if isinstance(alpha, Mixer): name, alpha, fold = f'{type(alpha).__name__}: ', alpha.alpha, alpha.fold
     return f"{name}α = {check_alpha(alpha)}{', folded' if fold else ''}"
 
+# %% ../nbs/07_show.ipynb #21880328
+def moments(alpha):
+    "`alpha`, and when it holds: at the start, in the middle and at the end of a fit, where it is a function of that"
+    if isinstance(alpha, type): alpha = mixer_from(alpha)
+    value = alpha.alpha if isinstance(alpha, Mixer) else alpha
+    if not callable(value): return [('', alpha)]
+    found = []
+    for when, done in ('start', 0.), ('middle', .5), ('end', 1.):
+        now = copy.copy(alpha) if isinstance(alpha, Mixer) else value(done)
+        if isinstance(alpha, Mixer): now.alpha = value(done)
+        found.append((f'{when}: ', now))
+    return found
+
 # %% ../nbs/07_show.ipynb #6946a262
 def plot_lam(
-    *alphas:float|tuple, # As for `hardly_mixed`: numbers, pairs or mixers
+    *alphas:float|tuple|Callable, # As for `hardly_mixed`: numbers, pairs or mixers; and functions of the fit's progress
     fold:bool=False, # Replace each λ by `max(λ, 1-λ)`? Mixers know for themselves
     ax=None, # Axes to draw on, in place of a new figure
     figsize:tuple|None=None, # Width and height in inches
 ):
     "Plot the density of λ for each alpha, and say how many samples are hardly mixed. Returns the axes. Raises a `ValueError` without an alpha"
     if not alphas: raise ValueError("give at least one alpha, e.g. `plot_lam(0.2, 0.4, 1.0)`")
+    whens, alphas = zip(*(o for alpha in alphas for o in moments(alpha)))
     shares = [hardly_mixed(alpha, fold) for alpha in alphas]
     if ax is None: _, ax = plt.subplots(figsize=figsize or (6, 3), layout='constrained')
     lam = (1 - np.cos(np.linspace(0, np.pi, 999)[1:-1]))/2 # Closer at the ends, where the density is steep
     densities = [lam_density(lam, alpha, fold) for alpha in alphas]
-    for alpha, density, share in zip(alphas, densities, shares):
-        ax.plot(lam, density, label=f'{lam_name(alpha, fold)}: {share:.0%} hardly mixed')
+    for when, alpha, density, share in zip(whens, alphas, densities, shares):
+        ax.plot(lam, density, label=f'{when}{lam_name(alpha, fold)}: {share:.0%} hardly mixed')
     ax.axvspan(.95, 1, color='.9', zorder=0)
     ax.set(xlim=(0, 1), ylim=(0, min(5, 1.1*np.nanmax(densities))), xlabel='λ, the own share', ylabel='density')
     ax.legend(fontsize=8, title='hardly mixed: λ > 0.95', title_fontsize=8)

@@ -11,7 +11,7 @@ from fastai.learner import Learner, Recorder
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
-from fastmix.all import Batch, Mixer, Paste, mix_rng
+from fastmix.all import Batch, Mask, Mixer, Paste, mix_rng
 
 
 def samples(n, size=(4, 4)):
@@ -87,7 +87,10 @@ def mixed(mix, x):
     "The mix of `x`, sample by sample"
     lam, out = mix.lam.expand(mix.n), []
     for i, (own, j) in enumerate(zip(x, mix.partner)):
-        if not isinstance(mix, Paste): out.append(lam[i]*own + (1-lam[i])*x[j])
+        if type(mix) is Mask:
+            w = mix.own[i if len(mix.own) > 1 else 0].to(own.dtype)
+            out.append(w*own + (1-w)*x[j])
+        elif not isinstance(mix, Paste): out.append(lam[i]*own + (1-lam[i])*x[j])
         else:
             out.append(own.clone())
             cells = (..., *(slice(*side) for side in mix.region[i if len(mix.region) > 1 else 0]))

@@ -20,7 +20,7 @@ from ..mix import Blend
 from ..mixer import Mixer
 
 # %% ../../nbs/methods/manifold_mixup.ipynb #0c9ebaca
-@delegates()
+@delegates(but='source')
 class ManifoldMixUp(Mixer):
     "Train on averages of two samples' activations, at the input of a layer: Manifold Mixup (arXiv 1806.05236)"
     found = None # The layers, in the model of the fit
@@ -30,6 +30,7 @@ class ManifoldMixUp(Mixer):
         **kwargs
     ):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
+        if 'source' in kwargs: raise TypeError("ManifoldMixUp has no `source`: it mixes what the network makes of a batch")
         super().__init__(alpha, **kwargs)
         self.layers = check_layers(layers)
 

@@ -58,7 +58,7 @@ def spectral_residual(
     found = rows @ (found + 1e-12) @ columns.T # Black images are as even as grey ones
     return found/found.sum((1, 2), keepdim=True)
 
-# %% ../../nbs/methods/saliencymix.ipynb #e5b8874f
+# %% ../../nbs/methods/saliencymix.ipynb #1d53771c
 @delegates()
 class SaliencyMix(Mixer):
     "Train on samples with the region around their partner's most salient place: SaliencyMix (arXiv 2006.01791). For images"
@@ -76,6 +76,6 @@ class SaliencyMix(Mixer):
         seen = spectral_residual(source.x)
         place = seen.flatten(1).argmax(1)[to_device(torch.as_tensor(partner), seen)]
         h, w = seen.shape[1:]
-        cell = torch.stack([place.div(w, rounding_mode='floor'), place % w], 1)
-        centre = (cell + .501)/cell.new_tensor([h, w]) # A hair beside the middle, or rounding would decide
+        beside = .501 # A hair beside the middle of the place, or rounding would decide
+        centre = torch.stack([(place.div(w, rounding_mode='floor') + beside)/h, (place % w + beside)/w], 1)
         return Paste(region_around(centre, lam, batch.size), batch.size, partner)

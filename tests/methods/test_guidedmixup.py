@@ -192,3 +192,23 @@ def test_only_the_distances_are_read_off_the_device(monkeypatch):
         step = gpu.training_step(learn, x, y)
         for _ in range(2): assert step().shape == ()
     assert read == [(4, 4)]*4
+
+
+@pytest.mark.cuda
+def test_the_host_waits_once(monkeypatch):
+    x, mixer, rng, read = pictures(8, (64, 64)).cuda(), GuidedMixUp(), mix_rng(0), []
+    cpu = torch.Tensor.cpu
+    def counted(t):
+        read.append(tuple(t.shape))
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode(0)
+        out = cpu(t)
+        torch.cuda.set_sync_debug_mode(mode)
+        return out
+    monkeypatch.setattr(torch.Tensor, 'cpu', counted)
+    def draw():
+        mix = mixer.draw_mix(Batch((x,)), rng)
+        return mix(x), mix.weights
+    draw()
+    with gpu.no_waiting('cuda'): draw()
+    assert read == [(8, 8)]*2

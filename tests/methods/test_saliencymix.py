@@ -199,3 +199,15 @@ def test_nothing_is_read_off_the_device():
 def test_gradients_are_not_followed():
     x = pictures(3).requires_grad_()
     assert not spectral_residual(x).requires_grad
+
+
+@pytest.mark.cuda
+def test_the_host_never_waits():
+    x, mixer, rng = pictures(8, (64, 64)).cuda(), SaliencyMix(per='sample'), mix_rng(0)
+    def draw():
+        mix = mixer.draw_mix(Batch((x,)), rng)
+        return mix(x), mix.weights
+    draw()
+    with gpu.no_waiting('cuda'): draw()
+    assert spectral_residual(x).is_cuda
+    torch.testing.assert_close(spectral_residual(x).cpu(), spectral_residual(x.cpu()), rtol=1e-2, atol=1e-6)

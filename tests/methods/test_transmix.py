@@ -353,3 +353,12 @@ def test_as_vision_learner_makes_them():
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     mix = learn.trans_mix.mix
     assert mix.weights.shape == (2, 2) and (mix.weights[0] != mix.lam).any() and not hooks(learn.model)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize('per', ['batch', 'sample'])
+def test_the_host_never_waits(vit, per):
+    x, y = gpu.batch('cuda', (4, 3, 8, 12), torch.float32)
+    step = gpu.training_step(peers.learner(x, y, TransMix(per=per), nn.CrossEntropyLoss(), vit(in_chans=3, num_classes=peers.CLASSES).cuda()), x, y)
+    for _ in range(3): step()
+    for _ in range(3): step(lambda: gpu.no_waiting('cuda'))
