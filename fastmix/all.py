@@ -17,15 +17,6 @@ from fastmix.methods.patchmix import *
 from fastmix.methods.saliencymix import *
 from fastmix.methods.specmix import *
 from fastmix.methods.transmix import *
-<<<<<<< HEAD
-from fastmix.methods.guidedmixup import *
-from fastmix.methods.saliencymix import *
-from fastmix.methods.transmix import *
-=======
-from fastmix.methods.fmix import *
-from fastmix.methods.patchmix import *
-from fastmix.methods.specmix import *
->>>>>>> main
 from fastmix.show import *
 from fastmix.data import *
 from fastmix.compare import *

@@ -8,12 +8,8 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-<<<<<<< HEAD
 import fastmix.all
-from fastmix.all import Blend, Mask, Mixer, MixUp, Paste, draw_partner
-=======
-from fastmix.all import Blend, CutMix, FMix, Mixer, MixUp, Paste, draw_partner, region_around, unwrap  # noqa: F401
->>>>>>> main
+from fastmix.all import Blend, FMix, Mixer, MixUp, Paste, draw_partner  # noqa: F401
 
 
 class Shrunk(Paste):
@@ -36,39 +32,9 @@ class ResizeMix(Mixer):
         return Shrunk(np.stack([low, low+side], -1).astype(int), batch.size, draw_partner(batch.n, rng))
 
 
-<<<<<<< HEAD
-class FMix(Mixer):
-    "Places are chosen by a threshold on low-frequency noise: FMix (arXiv 2002.12047)"
-    places = 1, 2, 3
-
-    def draw(self, batch, lam, rng):
-        return Mask(np.stack([self.mask(batch.size, share, rng) for share in lam]), draw_partner(batch.n, rng))
-
-    def mask(self, size, lam, rng):
-        waves = np.meshgrid(*map(np.fft.fftfreq, size[:-1]), np.fft.rfftfreq(size[-1]), indexing='ij')
-        frequency = np.maximum(np.sqrt(sum(wave**2 for wave in waves)), 1/max(size))
-        real, imaginary = rng.normal(size=(2, *frequency.shape))
-        noise = np.fft.irfftn((real + 1j*imaginary)/frequency**3, size, axes=range(len(size)))
-        return (noise.ravel().argsort().argsort() >= noise.size - round(lam*noise.size)).reshape(size)
-
-
 class SaliencyMix(fastmix.all.SaliencyMix):
     "The published one, in every batch"
     def __init__(self, p=1., **kwargs): super().__init__(p=p, **kwargs)
-=======
-class SaliencyMix(Mixer):
-    "The region lies around the partner's most salient pixel: SaliencyMix (arXiv 2006.01791), by spectral residual, per image"
-    places = 2,
-
-    def draw(self, batch, lam, rng):
-        partner, waves = draw_partner(batch.n, rng), torch.fft.fft2(batch.x.float().mean(1))
-        log = waves.abs().clamp(min=1e-8).log()
-        residual = log - F.avg_pool2d(log[:, None], 3, 1, 1)[:, 0]
-        salient = torch.fft.ifft2(torch.polar(residual.exp(), waves.angle())).abs().flatten(1).argmax(1)[partner]
-        h, w = batch.size
-        centre = torch.stack([(salient.div(w, rounding_mode='floor') + .5)/h, (salient % w + .5)/w], 1)
-        return Paste(region_around(centre, lam, batch.size), batch.size, partner)
->>>>>>> main
 
 
 class CMixUp(Mixer):

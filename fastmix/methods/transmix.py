@@ -58,13 +58,13 @@ def last_attention(vit):
     raise ValueError("TransMix looks at what the class token attends to, and this model "
                      f"{why or 'has an unusual attention in its last block'}. Use CutMix")
 
-# %% ../../nbs/methods/transmix.ipynb #3b8728fc
+# %% ../../nbs/methods/transmix.ipynb #d5056077
 @torch.no_grad()
 def recomputed(attention, prefix, seen):
     "`(n, T)`: from the queries and keys of timm's `attention`, what the class token attends to behind `prefix` tokens"
     q, k, _ = seen.unflatten(-1, (3, attention.num_heads, -1)).unbind(2) # `(n, 1+T, heads, d)`
     q, k = getattr(attention, 'q_norm', noop)(q[:, :1]), getattr(attention, 'k_norm', noop)(k)
-    likeness = (q.float()*k.float()).sum(-1)*attention.scale
+    likeness = (q.float()*k.float()).sum(-1)*attention.scale # `(n, 1+T, heads)`
     return likeness.softmax(1).mean(2)[:, prefix:]
 
 # %% ../../nbs/methods/transmix.ipynb #a0087144
@@ -87,7 +87,7 @@ def find_attention(model, attention):
     if type(layer) is not timm_class('Attention'): return name, layer, partial(given, name, prefix)
     return f'{name}.qkv', layer.qkv, partial(recomputed, layer, prefix)
 
-# %% ../../nbs/methods/transmix.ipynb #dafdc656
+# %% ../../nbs/methods/transmix.ipynb #bace7455
 @delegates()
 class TransMix(Mixer):
     "Paste regions, and weigh labels by what a vision transformer attends to: TransMix (arXiv 2111.09833). For images"
@@ -119,5 +119,5 @@ class TransMix(Mixer):
     def settle(self, mix, seen):
         row = self.found[2](seen)
         own = mix.own_at(patch_grid(row.shape[1], mix.size)).flatten(1)
-        attended = (row*to_device(own, row)).sum(1)/row.sum(1)
-        return (to_device(mix.lam, row) + attended)/2
+        attended, lam = (row*to_device(own, row)).sum(1)/row.sum(1), to_device(mix.lam, row)
+        return (lam + torch.where(attended.isfinite(), attended, lam))/2 # It may look at no patch at all

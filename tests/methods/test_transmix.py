@@ -82,7 +82,7 @@ def vit(request, monkeypatch):
             torch.manual_seed(0)
             vit = made(**dict(img_size=(8, 12), patch_size=2, in_chans=N+3, num_classes=3, embed_dim=24, depth=2, num_heads=3) | kwargs)
         with torch.no_grad(): # Attention that prefers something
-            for p in vit.blocks[-1].attn.qkv.parameters(): p.mul_(20 if p.ndim > 1 else 1)
+            for p in vit.blocks[-1].attn.qkv.parameters(): p.mul_(8 if p.ndim > 1 else 1)
         return vit
     return make
 
@@ -157,7 +157,8 @@ def counts(row, half=slice(None)):
     if not isinstance(row['part'], TransMix): return shares
     patches = F.avg_pool2d(seen[:, :N], 2).flatten(2)
     attention = torch.from_numpy(literal_row(row['attention'], row['tokens'][half], row['prefix'])).float()[:, None]
-    return .5*shares + .5*(patches*attention).sum(2)/attention.sum(2)
+    attended = (patches*attention).sum(2)/attention.sum(2)
+    return .5*shares + .5*torch.where(attention.sum(2) > 1e-30, attended, shares)
 
 
 def by_hand(row, weight=None, y=classes):
@@ -310,6 +311,17 @@ def test_even_attention_leaves_the_share_and_the_own_label_gets_what_the_own_pat
         torch.testing.assert_close(mixer.settle(mix, last), ((mix.lam + own[-1])/2).expand(3))
         last[..., 1], last[..., -1] = 1, 0 # The first, which is the partner's
         torch.testing.assert_close(mixer.settle(mix, last), ((mix.lam + own[0])/2).expand(3))
+
+
+def test_where_no_patch_is_attended_to_the_share_counts():
+    "All attention may be on the class token itself, or not a number"
+    mixer = TransMix('attention')
+    mixer.found = find_attention(nn.ModuleDict({'attention': nn.Identity()}), 'attention')
+    mix = Paste([(0, 3), (0, 3)], (8, 8), [1, 2, 0])
+    row = torch.zeros(3, 1, 5, 5)
+    row[0, ..., 0], row[1] = 1, np.nan
+    row[2, ..., 4] = 1
+    torch.testing.assert_close(mixer.settle(mix, row), torch.tensor([mix.lam.item()]*2 + [(mix.lam.item() + 1)/2]))
 
 
 def test_a_patch_counts_by_its_pixels():
