@@ -751,16 +751,29 @@ def draw_picked(mixer, seed, batch):
     if under.place: raise ValueError(f"{type(mixer).__name__} mixes inside the network, where nothing can be measured")
     return under
 
+# %% ../nbs/05_mixer.ipynb #93dfd1bd
+def example_batch(
+    data:str, # What the method is for: its `data`
+    shape:tuple, # Shape of the input, `(n, c, *size)`; of a table its rows and columns
+) -> Batch: # The same each time
+    "Random inputs, with targets that such a method is for"
+    rng, n = torch.Generator().manual_seed(0), shape[0]
+    classes = torch.randint(0, 4, (n,), generator=rng)
+    if data == 'table': return Batch((torch.randint(0, 5, shape[:2], generator=rng), torch.rand(shape[:2], generator=rng)), (classes,))
+    y = {'number': torch.randn(n, 1, generator=rng), 'mask': torch.randint(0, 4, (n, *shape[2:]), generator=rng)}.get(data, classes)
+    return Batch((torch.rand(shape, generator=rng),), (y,))
+
 # %% ../nbs/05_mixer.ipynb #8276c176
 def check_mixer(
     mixer:Mixer, # A mixer, of whatever method
     size:tuple=(20, 30), # Spatial size of the batch to try it on; better not a square
     n:int=6, # Batch size
     draws:int=20, # How many batches
-    y:Tensor|None=None, # `(n, …)`: the first target, for a method that looks at it; `None`: class numbers
+    y:Tensor|None=None, # `(n, …)`: the first target, for a method that looks at it. `None`: one that it is for
 ):
     """Raise an `AssertionError` where `mixer` breaks a promise: labels that don't fit the inputs, masks at another
     place, a batch written to, a generator that isn't its own"""
+    if y is None and mixer.data in ('number', 'mask'): y = example_batch(mixer.data, (n, 3, *size)).y
     for seed in range(draws):
         content = torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(seed))
         batch, streams = telling_batch(n, size, content, y), global_streams()
