@@ -8,6 +8,7 @@ Modules:
 - `fastmix.compare`: Does mixing help on your data? Train with and without it, paired by seed, and see
 - `fastmix.data`: Labelled images for a comparison: handwritten digits at once, or a folder of photographs
 - `fastmix.loss`: What a mixed sample should be called, for any loss function
+- `fastmix.methods.augmix`: Asks for the same prediction for an image and two augmented views of it. Nothing is mixed between samples
 - `fastmix.methods.cutmix`: Trains on samples with a region of another pasted in, and asks for both labels by their share of the pixels
 - `fastmix.methods.fmix`: Trains on samples with blobs of another in them, cut out of low-frequency noise, and asks for both labels by their share of the places
 - `fastmix.methods.guidedmixup`: Averages two images pixel by pixel, in favour of the one that stands out more there, and pairs images that stand out at different places

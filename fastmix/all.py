@@ -11,6 +11,7 @@ from fastmix.methods.mixup import *
 from fastmix.methods.cutmix import *
 from fastmix.methods.manifold_mixup import *
 from fastmix.methods.mix_choice import *
+from fastmix.methods.augmix import *
 from fastmix.methods.fmix import *
 from fastmix.methods.guidedmixup import *
 from fastmix.methods.patchmix import *
