@@ -34,7 +34,7 @@ def jensen_shannon(
     mean = log.exp().mean(0).clamp(1e-7, 1).log()
     return (log.exp()*(log - mean)).sum(2).mean()
 
-# %% ../../nbs/methods/augmix.ipynb #d0f04f21
+# %% ../../nbs/methods/augmix.ipynb #914e39bf
 class AugMix(Callback):
     "Train for the same prediction on an image and two augmented views: AugMix (arXiv 1912.02781). For images"
     order, run_valid, rng, norm, whole = 5, False, None, None, None # Before `GradientAccumulation` divides the loss
@@ -45,7 +45,7 @@ class AugMix(Callback):
     ):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
         check_number('weight', weight, 0, 1e6)
-        if not is_number(severity, int): raise TypeError(f"`severity` must be a whole number from 1 to 10; got {severity!r}")
+        if not is_number(severity, int): raise TypeError(f"`severity` must be a whole number; got {severity!r}")
         check_number('severity', severity, 1, 10)
         check_seed(seed)
         store_attr()
@@ -69,12 +69,12 @@ def view(self:AugMix,
         views = torch.stack([self.operations(image) for image in (x*std + mean).clamp(0, 1)])
     return (views.clamp(0, 1) - mean)/std
 
-# %% ../../nbs/methods/augmix.ipynb #4a4923cb
+# %% ../../nbs/methods/augmix.ipynb #877b9a3e
 @patch
 def before_train(self:AugMix):
     "Refuse a mixer beside it, and look for what has normalised the images"
     mixers = [type(cb).__name__ for cb in self.learn.cbs if isinstance(cb, Mixer)]
-    if mixers: raise ValueError(f"AugMix makes versions of one image, and {mixers[0]} mixes several: take one of them")
+    if mixers: raise ValueError(f"AugMix makes versions of one image, and {mixers[0]} mixes several: take one")
     transforms = getattr(getattr(self.learn.dls, 'after_batch', None), 'fs', ())
     self.norm, self.looked = next((t for t in transforms if isinstance(t, Normalize)), None), False
     self.start()
@@ -112,7 +112,7 @@ def __deepcopy__(self:AugMix, memo):
     vars(new).update(copy.deepcopy(vars(self), memo))
     return new
 
-# %% ../../nbs/methods/augmix.ipynb #ca40f7b9
+# %% ../../nbs/methods/augmix.ipynb #91fa18e6
 @patch
 def look(self:AugMix, x, more):
     "Raise a `TypeError` or `ValueError` for a batch that isn't of images of one class each"
@@ -120,8 +120,10 @@ def look(self:AugMix, x, more):
     if more or x.ndim != 4 or x.shape[1] not in (1, 3) or not is_floating(x):
         raise TypeError("AugMix is for images (n, 1 or 3, h, w) of floating point as the only input; "
                         f"got {x.dtype}, {tuple(x.shape)}{', and others' if more else ''}. Use MixUp")
-    if is_floating(plain(y)) or y.ndim > 1: raise TypeError("AugMix is for class numbers (n,), one for each image; "
-                                                            f"got a target of {y.dtype}, {tuple(y.shape)}. Use MixUp")
+    if is_floating(plain(y)) or y.ndim > 1:
+        raise TypeError("AugMix is for class numbers (n,), one for each image; "
+                        f"got a target of {y.dtype}, {tuple(y.shape)}. Use MixUp")
     low, high = ((x*self.norm.std + self.norm.mean) if self.norm else x).aminmax()
-    if low < -.05 or high > 1.05: raise ValueError("AugMix needs images in [0, 1], or normalised by a `Normalize` of the "
-                                                   f"`DataLoaders`; got values from {low:.2f} to {high:.2f}")
+    if low >= -.05 and high <= 1.05: return
+    raise ValueError("AugMix needs images in [0, 1], or normalised by a `Normalize` of the `DataLoaders`; "
+                     f"got values from {low:.2f} to {high:.2f}")

@@ -58,10 +58,10 @@ def spectral_residual(
     found = rows @ (found + 1e-12) @ columns.T # Black images are as even as grey ones
     return found/found.sum((1, 2), keepdim=True)
 
-# %% ../../nbs/methods/saliencymix.ipynb #1d53771c
+# %% ../../nbs/methods/saliencymix.ipynb #2e12696e
 @delegates()
 class SaliencyMix(Mixer):
-    "Train on samples with the region around their partner's most salient place: SaliencyMix (arXiv 2006.01791). For images"
+    "Paste the region around each partner's most salient place: SaliencyMix (arXiv 2006.01791). For images"
     places = 2,
     def __init__(self,
         alpha:float|tuple=1., # Parameter of λ's Beta distribution, positive; or a pair `(a, b)`

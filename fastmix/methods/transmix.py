@@ -9,12 +9,12 @@ For vision transformers with a class token. In timm's the attention is found; in
 # %% auto #0
 __all__ = ['TransMix']
 
-# %% ../../nbs/methods/transmix.ipynb #4933bb3f
+# %% ../../nbs/methods/transmix.ipynb #e5a57008
 import sys
 from functools import partial
 
 import torch
-from fastcore.basics import noop
+from fastcore.basics import noop, patch
 from fastcore.meta import delegates
 from torch import nn
 
@@ -75,26 +75,27 @@ def given(name, prefix, seen):
     raise ValueError(f"TransMix: the layer {name!r} gives {[tuple(t.shape) for t in tensors(seen)]}, and the attention "
                      "must be (n, heads, 1+T, 1+T): for each head what each token attends to, the class token first")
 
-# %% ../../nbs/methods/transmix.ipynb #d3fa6e50
+# %% ../../nbs/methods/transmix.ipynb #23fa6492
 def find_attention(model, attention):
-    "The layer to watch, its name, and how to read what it gives. Raises a `ValueError` where there's nothing to watch"
+    "The layer to watch: its name, itself, how to read it. Raises a `ValueError` where there's nothing to watch"
     vit = timm_transformer(unwrap(model))
     if attention is None and vit is None:
-        raise ValueError("TransMix finds the attention in timm's vision transformers, and this model has none. Name the "
-                         "module that returns it, (n, heads, 1+T, 1+T): `attention='blocks.5.attention'`. Or use CutMix")
+        raise ValueError("TransMix finds the attention in timm's vision transformers, and this model has none. Name "
+                         "the module that returns it, (n, heads, 1+T, 1+T): `attention='blocks.5.attention'`. "
+                         "Or use CutMix")
     (name, layer), *_ = find_layers(model, [last_attention(vit) if attention is None else attention])
     prefix = vit.num_prefix_tokens if vit else 1
     if type(layer) is not timm_class('Attention'): return name, layer, partial(given, name, prefix)
     return f'{name}.qkv', layer.qkv, partial(recomputed, layer, prefix)
 
-# %% ../../nbs/methods/transmix.ipynb #bace7455
+# %% ../../nbs/methods/transmix.ipynb #5a2857a0
 @delegates()
 class TransMix(Mixer):
     "Paste regions, and weigh labels by what a vision transformer attends to: TransMix (arXiv 2111.09833). For images"
     places, data, reweighs = (2,), 'class', True
     found = None # Name and layer to watch, and how to read it, in the model of the fit
     def __init__(self,
-        attention:str|nn.Module|None=None, # Module that returns `(n, heads, 1+T, 1+T)`, or its name. `None`: timm's last
+        attention:str|nn.Module|None=None, # What returns `(n, heads, 1+T, 1+T)`, or its name. `None`: timm's last
         alpha:float|tuple=1., # Parameter of λ's Beta distribution, positive; or a pair `(a, b)`
         targets:str|list|dict|None='weigh', # What becomes of the targets: soft labels, too, are kept and weighed
         **kwargs
@@ -116,8 +117,11 @@ class TransMix(Mixer):
         if self.found is None: self.prepare(learn)
         return self.found[:2]
 
-    def settle(self, mix, seen):
-        row = self.found[2](seen)
-        own = mix.own_at(patch_grid(row.shape[1], mix.size)).flatten(1)
-        attended, lam = (row*to_device(own, row)).sum(1)/row.sum(1), to_device(mix.lam, row)
-        return (lam + torch.where(attended.isfinite(), attended, lam))/2 # It may look at no patch at all
+# %% ../../nbs/methods/transmix.ipynb #18fb7497
+@patch
+def settle(self:TransMix, mix, seen):
+    "Half the share of the pixels, half what the class token attends to"
+    row = self.found[2](seen)
+    own = mix.own_at(patch_grid(row.shape[1], mix.size)).flatten(1)
+    attended, lam = (row*to_device(own, row)).sum(1)/row.sum(1), to_device(mix.lam, row)
+    return (lam + torch.where(attended.isfinite(), attended, lam))/2
