@@ -180,7 +180,7 @@ weights = torch.tensor([1., 4., .5])
 def test_the_loss_by_hand(vit, per, loss, weight):
     _, rows = fit(vit(), [TransMix(per=per, seed=1)], loss=loss)
     apart = [(counts(row) - shares_seen(row['seen'])).abs().max() for row in rows]
-    assert len(rows) == 4 and max(apart) > .05
+    assert len(rows) == 4 and max(apart) > .005
     for row in rows: torch.testing.assert_close(row['loss'], by_hand(row, weight))
 
 
