@@ -241,6 +241,8 @@ def test_rehearsal_of_the_checks_for_a_gpu():
     assert gpu.compiled('cpu', shape, 2, {'MixUp': MixUp}, breaking)['MixUp']
     assert gpu.compiled('cpu', shape, 3, {'changing': Changing}, conv)['changing']
     assert set(gpu.runs_ahead('cpu', shape, model=conv).values()) == {True}
+    assert set(gpu.draws_wait('cpu', shape).values()) == {''}
+    assert min(gpu.every_call('cpu', shape, 1).values()) > 0
     speed = gpu.bandwidth('cpu', (4, 3, 8, 8), 2)
     assert min(speed.values()) > 0 and len(speed) == 5
 
@@ -255,7 +257,8 @@ def test_a_fault_is_told_by_its_cause():
 def test_figures_that_were_measured_are_kept(tmp_path, monkeypatch):
     def broken(*args): raise RuntimeError('out of memory')
     monkeypatch.setattr(gpu, 'REHEARSAL', dict(shape=(4, 3, 32, 32), runs=1))
-    for name in 'waits', 'runs_ahead', 'compiled', 'kernels': monkeypatch.setattr(gpu, name, lambda device: {'no callback': 0})
+    for name in 'waits', 'draws_wait', 'runs_ahead', 'compiled', 'kernels': monkeypatch.setattr(gpu, name, lambda device: {'no callback': 0})
+    monkeypatch.setattr(gpu, 'every_call', lambda *args: {'x.clone()': 1.})
     monkeypatch.setattr(gpu, 'overhead', lambda *args: {'no callback': 1., 'MixUp': 1.02})
     monkeypatch.setattr(gpu, 'mixing', broken)
     table = gpu.main(['--device', 'cpu', '--out', str(tmp_path)])
@@ -278,6 +281,10 @@ def test_nothing_is_read_off_the_device(name, loss):
 
 @pytest.mark.cuda
 def test_the_host_never_waits(): assert set(gpu.waits('cuda').values()) == {''}
+
+
+@pytest.mark.cuda
+def test_no_method_waits(): assert {name for name, error in gpu.draws_wait('cuda').items() if error} <= {"GuidedMixUp(per='batch')", "GuidedMixUp(per='sample')"}
 
 
 @pytest.mark.cuda
