@@ -12,8 +12,13 @@ from fastmix.methods.cutmix import *
 from fastmix.methods.manifold_mixup import *
 from fastmix.methods.mix_choice import *
 from fastmix.methods.fmix import *
+from fastmix.methods.gmix import *
+from fastmix.methods.hmix import *
 from fastmix.methods.patchmix import *
+from fastmix.methods.resizemix import *
+from fastmix.methods.ricap import *
 from fastmix.methods.specmix import *
+from fastmix.methods.tabularswap import *
 from fastmix.show import *
 from fastmix.data import *
 from fastmix.compare import *

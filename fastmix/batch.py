@@ -190,7 +190,7 @@ def become(mix, y, fate, source=None):
     if fate in (*weighed, 'keep', None): return y
     y_plain, source = plain(y), source if source is None else plain(source)
     if fate == 'union': return retype(union(mix, y_plain, source), y)
-    return retype((mix.blend if fate == 'blend' else mix)(y_plain, source), y)
+    return retype((mix.blend_labels if fate == 'blend' else mix)(y_plain, source), y)
 
 # %% ../nbs/02_batch.ipynb #fa11e83d
 def refill(o, values):

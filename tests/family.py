@@ -6,30 +6,8 @@ RegMixup trains on the clean batch, too; TransMix asks the network how much a la
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
-from fastmix.all import Blend, CutMix, FMix, Mixer, MixUp, Paste, draw_partner, region_around, unwrap  # noqa: F401
-
-
-class Shrunk(Paste):
-    "The whole partner, shrunk into a region of every sample"
-    def __call__(self, t, source=None):
-        out, partners = t.clone(), self.others(t, source)
-        how = InterpolationMode.BILINEAR if t.is_floating_point() else InterpolationMode.NEAREST_EXACT
-        for i, ((top, bottom), (left, right)) in enumerate(np.broadcast_to(self.region, (self.n, 2, 2))):
-            out[i, ..., top:bottom, left:right] = resize(partners[i:i+1], [bottom-top, right-left], interpolation=how)[0]
-        return out
-
-
-class ResizeMix(Mixer):
-    "The whole partner is shrunk and pasted in: ResizeMix (arXiv 2012.11101)"
-    places = 2,
-
-    def draw(self, batch, lam, rng):
-        side = np.maximum(1, np.rint(rng.uniform(.1, .8, (len(lam), 1))*batch.size))
-        low = np.floor(rng.random(side.shape)*(batch.size - side + 1))
-        return Shrunk(np.stack([low, low+side], -1).astype(int), batch.size, draw_partner(batch.n, rng))
+from fastmix.all import Blend, CutMix, FMix, Mixer, MixUp, Paste, ResizeMix, draw_partner, region_around, unwrap  # noqa: F401
 
 
 class SaliencyMix(Mixer):
