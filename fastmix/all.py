@@ -11,10 +11,13 @@ from fastmix.methods.mixup import *
 from fastmix.methods.cutmix import *
 from fastmix.methods.manifold_mixup import *
 from fastmix.methods.mix_choice import *
+from fastmix.methods.cmixup import *
+from fastmix.methods.copypaste import *
 from fastmix.methods.fmix import *
 from fastmix.methods.gmix import *
 from fastmix.methods.hmix import *
 from fastmix.methods.patchmix import *
+from fastmix.methods.remix import *
 from fastmix.methods.resizemix import *
 from fastmix.methods.ricap import *
 from fastmix.methods.specmix import *

@@ -325,7 +325,7 @@ def check_drawn(self:MixedBatch):
 def needs_one(self:MixedBatch):
     "Has the batch to get one λ, as the loss cannot be weighted sample by sample, or that isn't known yet?"
     mixer, facts = self.mixer, self.facts
-    if facts is None or mixer.per == 'batch': return False
+    if facts is None or mixer.per == 'batch' or mixer.reweighs: return False
     return self.targets.may_weigh(mixer.places) and not facts.ask(len(self.targets.own))
 
 # %% ../nbs/05_mixer.ipynb #bbcdb057

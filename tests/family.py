@@ -1,13 +1,13 @@
-"""Six published methods, written as a user would write them: what the architecture is measured by.
+"""Published methods, written as a user would write them: what the architecture is measured by.
 
-ResizeMix brings a kind of mix of its own; FMix draws a mask; SaliencyMix looks at the inputs, C-Mixup at the targets;
+ResizeMix brings a kind of mix of its own; FMix draws a mask; SaliencyMix looks at the inputs;
 RegMixup trains on the clean batch, too; TransMix asks the network how much a label counts.
 """
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastmix.all import Blend, CutMix, FMix, Mixer, MixUp, Paste, ResizeMix, draw_partner, region_around, unwrap  # noqa: F401
+from fastmix.all import CutMix, FMix, Mixer, MixUp, Paste, ResizeMix, draw_partner, region_around, unwrap  # noqa: F401
 
 
 class SaliencyMix(Mixer):
@@ -22,16 +22,6 @@ class SaliencyMix(Mixer):
         h, w = batch.size
         centre = torch.stack([(salient.div(w, rounding_mode='floor') + .5)/h, (salient % w + .5)/w], 1)
         return Paste(region_around(centre, lam, batch.size), batch.size, partner)
-
-
-class CMixUp(Mixer):
-    "Partners with a similar target are likelier: C-Mixup (arXiv 2210.05775), for regression"
-    def draw(self, batch, lam, rng):
-        if not batch.y.is_floating_point(): raise TypeError(f'CMixUp is for regression, and the target is of {batch.y.dtype}: take MixUp')
-        y = batch.y.float().view(batch.n, -1)
-        likely = -torch.cdist(y/y.std(0), y/y.std(0))**2/(2*.5**2)
-        gumbel = torch.from_numpy(rng.gumbel(size=likely.shape)).to(likely)
-        return Blend(lam, (likely + gumbel).fill_diagonal_(-np.inf).argmax(1))
 
 
 class RegMixUp(MixUp):

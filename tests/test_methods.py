@@ -23,7 +23,7 @@ every_method = pytest.mark.parametrize('cls', all_mixers.values(), ids=all_mixer
 
 
 def make(cls, **kwargs):
-    if 'counts' in inspect.signature(cls).parameters: kwargs = dict(counts=[3, 1, 2, 9]) | kwargs
+    if 'counts' in inspect.signature(cls).parameters: kwargs = dict(counts=[3, 1, 2, 9, 4, 1, 5, 2]) | kwargs
     return cls(MixUp(), **kwargs) if cls is MixChoice else cls(**kwargs)
 
 
