@@ -37,7 +37,7 @@ class Mixer(Callback):
     places = () # For how many spatial dimensions the method is defined: `(2,)` for images. Empty: it mixes anything
     fold = False # Is λ replaced by max(λ, 1-λ)?
     data = 'any' # Which targets the method is for: 'any', 'class', 'number', 'mask', or 'table' for tables
-    reweighs = False # Does the method let labels count otherwise than their samples are seen?
+    reweighs = False # Do labels count otherwise than their samples are seen? 'sample': each in a way of its own, whatever λ
     batch = rng = facts = paused = pool = None
     looked = labels_back = False
     def __init__(self,
@@ -325,7 +325,7 @@ def check_drawn(self:MixedBatch):
 def needs_one(self:MixedBatch):
     "Has the batch to get one λ, as the loss cannot be weighted sample by sample, or that isn't known yet?"
     mixer, facts = self.mixer, self.facts
-    if facts is None or mixer.per == 'batch' or mixer.reweighs: return False
+    if facts is None or mixer.per == 'batch' or mixer.reweighs == 'sample': return False
     return self.targets.may_weigh(mixer.places) and not facts.ask(len(self.targets.own))
 
 # %% ../nbs/05_mixer.ipynb #bbcdb057
