@@ -182,7 +182,7 @@ def _():
     return 'fine' if abs(np.mean(mixed) - .5) < .06 else 'wrong', f'{np.mean(mixed):.0%} are'
 
 
-@check('kornia', 'PatchMix()', 'Does it say how much each label counts?')
+@check('kornia', 'augmentation.PatchMix()', 'Does it say how much each label counts?')
 def _(): return answer(lambda: kornia('PatchMix', patch_size=8)(*telling()), NotImplementedError)
 
 
@@ -197,15 +197,15 @@ def keras(name, *args):
 def keras_draw(layer): return lambda x, y: (lambda out: (out['images'], out['labels']))(layer({'images': x, 'labels': torch.eye(8)[y]}))
 
 
-@check('keras', 'MixUp()', 'Do labels count by what the image shows?')
+@check('keras', 'layers.MixUp()', 'Do labels count by what the image shows?')
 def _(): return label_verdict(labels_off(keras_draw(keras('MixUp', .4))))
 
 
-@check('keras', 'CutMix()', 'Do labels count by what the image shows?')
+@check('keras', 'layers.CutMix()', 'Do labels count by what the image shows?')
 def _(): return label_verdict(labels_off(keras_draw(keras('CutMix', 1.))))
 
 
-@check('keras', 'MixUp()', 'Are masks mixed with their images?')
+@check('keras', 'layers.MixUp()', 'Are masks mixed with their images?')
 def _():
     from keras import layers
     images = telling()[0].permute(0, 2, 3, 1)
@@ -217,7 +217,7 @@ def _():
     return ('fine', 'yes') if off < .001 else ('wrong', f'they are off by {off:.3f}')
 
 
-@check('keras', 'MixUp()', 'Has each image as many labels of boxes as boxes?')
+@check('keras', 'layers.MixUp()', 'Has each image as many labels of boxes as boxes?')
 def _():
     from keras import layers
     layer = layers.MixUp(.4, data_format='channels_last', seed=0, bounding_box_format='xyxy')

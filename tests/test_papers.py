@@ -19,8 +19,9 @@ balanced = DataLoader([(torch.rand(3, 20, 30), torch.tensor(0))]*12, bs=6)
 
 def table():
     "The rows of the page's table: paper, arXiv, line, what for"
+    def cells(line): return [cell.strip() for cell in line.strip('|').replace('<br>', ' | ').split(' | ')]
     text = next(cell.source for cell in read_nb(page).cells if cell.cell_type == 'markdown' and cell.source.startswith('| paper |'))
-    return [[cell.strip() for cell in line.strip('|').split(' | ')] for line in text.splitlines()[2:]]
+    return [cells(line) for line in text.splitlines()[2:]]
 
 
 def made(line): return eval(line.strip('`'), vars(fastmix.all) | dict(balanced=balanced))
