@@ -1,7 +1,7 @@
 """The reference experiments. `python experiments/run.py NAME …` runs those named, without a name all of them.
 
 Each writes into its own folder of nbs/experiments/results: what is there already is not trained again, so that it can be
-stopped at any time, and takes up more seeds with `--seeds`.
+stopped at any time, and takes up more seeds with `--seeds`. Results of version 0.1 are called for again, but not added to.
 """
 import argparse
 import sys
@@ -24,7 +24,7 @@ from data import cifar, clothing, crop_and_flip, fashion, loaders, per_class, sp
 from models import keras_cnn, mlp, resnet18, resnet20, small_cnn  # noqa: E402
 
 from fastmix.all import CutMix, MixChoice, MixUp  # noqa: E402, after the path to it
-from fastmix.compare import compare  # noqa: E402
+from fastmix.compare.run import compare  # noqa: E402
 from fastmix.data import wrong_labels  # noqa: E402
 
 results = root/'nbs/experiments/results'

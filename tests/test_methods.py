@@ -14,7 +14,7 @@ from fastcore.docments import docments
 from nbdev.process import NBProcessor
 
 from fastmix.all import Batch, MixChoice, MixedBatch, Mixer, MixUp, all_mixers, arguments, check_mixer, mix_rng, show_mix, show_mixers
-from fastmix.compare import arm_text
+from fastmix.compare.arm import as_text
 from fastmix.mixer import example_batch
 from helpers import Spy, check_all, learner
 
@@ -81,8 +81,8 @@ def test_arguments_that_make_no_sense(cls):
 @every_method
 def test_two_that_differ_in_whatever_argument_have_other_texts(cls):
     "In an inherited one, too"
-    texts = {arm_text(make(cls))} | {arm_text(make(cls, **given)) for given in (dict(p=.5), dict(start=.1), dict(stop=.9), dict(seed=3))}
-    if cls is not MixChoice: texts |= {arm_text(make(cls, targets='union')), arm_text(make(cls, beside=True)), *(arm_text(of(cls, per)) for per in pers(cls))}
+    texts = {as_text(make(cls))} | {as_text(make(cls, **given)) for given in (dict(p=.5), dict(start=.1), dict(stop=.9), dict(seed=3))}
+    if cls is not MixChoice: texts |= {as_text(make(cls, targets='union')), as_text(make(cls, beside=True)), *(as_text(of(cls, per)) for per in pers(cls))}
     assert len(texts) == (5 if cls is MixChoice else 6 + len(pers(cls)))
     assert set(arguments(make(cls))) == {name.strip('*') for name in inspect.signature(cls).parameters}
 
