@@ -111,7 +111,7 @@ def cifar_schedule(seeds):
         {'none': None, 'CutMix': CutMix(.25, per='sample'), 'MixUp': MixUp(.2)}, lambda learn: learn.fit_one_cycle(15, 1e-2), seeds, cifar('test'), precision='bfloat16')
 
 
-def cifar_long(seeds, device='cuda', epochs=40, arms=None):
+def cifar_long(seeds, device='cuda', epochs=30, arms=None):
     "A ResNet-18 for longer, with the data on the GPU: batches of 512, one cycle, crops and flips; OpenMixup's alphas"
     if device == 'cuda' and not torch.cuda.is_available():
         print('== cifar-long is passed over: it needs a GPU')
