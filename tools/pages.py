@@ -153,10 +153,12 @@ def split_at_section(nb):
 
 
 def code_in(cells):
-    "The code that cells show to a reader, that in their Markdown included"
-    parts = [re.findall(r'^```.*?^```$|^ {4}\S.*$', cell.source, re.M | re.S) if cell.cell_type == 'markdown' else [cell.source]
-             for cell in cells if not exported(cell) and 'hide' not in cell.directives_]
-    return '\n'.join(code for part in parts for code in part)
+    "The code that cells show to a reader, and then what their prose says in backticks"
+    kept = [cell for cell in cells if not exported(cell) and 'hide' not in cell.directives_ or cell.cell_type == 'markdown']
+    code = [re.findall(r'^```.*?^```$|^ {4}\S.*?$', cell.source, re.M | re.S) if cell.cell_type == 'markdown' else [cell.source]
+            for cell in kept]
+    spans = [re.findall('`[^`\n]+`', cell.source) for cell in kept if cell.cell_type == 'markdown']
+    return re.sub(r'^#\|.*$', '', '\n'.join(part for parts in code + spans for part in parts), flags=re.M)
 
 
 def by_use(names, code):
