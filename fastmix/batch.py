@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor
 
-from .mix import Mix, is_floating, nested, same_grid, to_device
+from .mix import Mix, is_floating, nested, on_host, same_grid, to_device
 
 # %% ../nbs/02_batch.ipynb #e95d9e00
 def plain(t): return t if type(t) is Tensor else t.as_subclass(Tensor)
@@ -177,8 +177,9 @@ def fate_of(mix, y, shape, word=None):
 # %% ../nbs/02_batch.ipynb #ae9bb92a
 def union(mix, y, source=None, least=.05):
     "Every label of the samples that are in the mix with a share of `least` or more"
-    if y.ndim < 2:
-        raise TypeError("`targets='union'` needs multi-hot labels, (n, classes); a class number has no union")
+    if y.ndim < 2 or (on_host(y) and ((y < 0) | (y > 1)).any()):
+        raise TypeError("`targets='union'` needs multi-hot labels, (n, classes), from 0 to 1; "
+                        "class numbers have no union, nor have numbers to be predicted")
     audible = to_device(mix.shares, y).view(*mix.shares.shape, *[1]*(y.ndim-1)) >= least
     out = y * audible[0]
     for i in range(len(mix.rows)): out = torch.maximum(out, mix.others(y, source, i) * audible[i+1])
@@ -190,7 +191,7 @@ def become(mix, y, fate, source=None):
     if fate in (*weighed, 'keep', None): return y
     y_plain, source = plain(y), source if source is None else plain(source)
     if fate == 'union': return retype(union(mix, y_plain, source), y)
-    return retype((mix.blend if fate == 'blend' else mix)(y_plain, source), y)
+    return retype((mix.blend_labels if fate == 'blend' else mix)(y_plain, source), y)
 
 # %% ../nbs/02_batch.ipynb #fa11e83d
 def refill(o, values):

@@ -101,6 +101,7 @@ class Mix:
     "What was drawn for one batch: each sample's partners, and how much of each. Base of `Blend`, `Mask` and `Paste`"
     size = None # The spatial size that the mix refers to, if it treats places differently
     soft = False # Are there places that are averaged?
+    moves = False # Is what a partner shows at one place seen at another in the mix?
     anywhere = False # Has an input these places whatever stands before them, and not only batch and channels?
     def __init__(self,
         lam:float|Numbers, # Own share in [0, 1], one or `(n,)`; for k > 1 partners all shares, `(k+1, m)`, m = 1 or n
@@ -219,7 +220,7 @@ def partner_share(self:Mix, t, which=0):
 # %% ../nbs/00_mix.ipynb #84cfe6e2
 @patch
 def blend_many(self:Mix, t, source):
-    "`blend` for several partners"
+    "`blend` for several partners, whoever they are"
     out = t * self.own_share(t)
     for i in range(len(self.rows)): out = torch.add(out, self.others(t, source, i) * self.partner_share(t, i))
     return out
@@ -244,6 +245,42 @@ def by_halves(self:Mix, f, t, source, weight):
         f(t[own], source[partner], weight[own] if per_sample else weight, out=out[own])
     return out
 
+# %% ../nbs/00_mix.ipynb #bf6176e5
+def pieces(n, shifts):
+    "Slices that together cover a batch of `n`; with each, the slice of the partners for every one of `shifts`"
+    low = 0
+    for high in sorted({n - shift for shift in (0, *shifts)}):
+        yield slice(low, high), [slice((low+shift) % n, (low+shift) % n + high-low) for shift in shifts]
+        low = high
+
+# %% ../nbs/00_mix.ipynb #45203fde
+@patch
+def steps(self:Mix, t):
+    "For each partner its part of what is averaged by then: a number, or a tensor shaped to multiply `t`"
+    share = self.shares
+    part = share[1:]/share.cumsum(0)[1:].clamp(min=torch.finfo(share.dtype).tiny)
+    if part.is_cpu and part.shape[1] == 1: return part[:, 0].tolist()
+    return to_device(part.view(*part.shape, *[1]*(t.ndim-1)), t, t.dtype)
+
+@patch
+def blend_rotations(self:Mix, t, source):
+    "`blend_many` where all partners are rotations, piece by piece into a new tensor"
+    source, out = t if source is None else source, torch.empty_like(t)
+    self.check(source)
+    weights = self.steps(t)
+    for own, partners in pieces(self.n, self.rows):
+        parts = [w[own] if isinstance(w, Tensor) else w for w in weights]
+        torch.lerp(t[own], source[partners[0]], parts[0], out=out[own])
+        for partner, part in zip(partners[1:], parts[1:]): out[own].lerp_(source[partner], part)
+    return out
+
+# %% ../nbs/00_mix.ipynb #51935cb1
+@patch
+def blend_several(self:Mix, t, source):
+    "`blend` for several partners"
+    plain = t.numel() < 2**14 or t.requires_grad or not all(isinstance(row, int) for row in self.rows)
+    return (self.blend_many if plain else self.blend_rotations)(t, source)
+
 # %% ../nbs/00_mix.ipynb #0dec0486
 @patch
 def blend(self:Mix,
@@ -254,7 +291,7 @@ def blend(self:Mix,
     self.check(t)
     if not is_floating(t):
         raise TypeError(f"a tensor of {t.dtype} has nothing in between to blend to: convert it to floating point first")
-    if len(self.rows) > 1: return self.blend_many(t, source)
+    if len(self.rows) > 1: return self.blend_several(t, source)
     return self.by_halves(torch.lerp, t, source, self.partner_share(t))
 
 # %% ../nbs/00_mix.ipynb #849854d9
@@ -266,6 +303,15 @@ class Blend(Mix):
     ) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
         "Mix `t`. Raises a `TypeError` for an integer tensor, a `ValueError` for another batch size"
         return self.blend(t, source)
+
+# %% ../nbs/00_mix.ipynb #bd95f0a2
+@patch
+def blend_labels(self:Mix,
+    t:Tensor, # Soft labels of the batch, `(n, …)`, floating
+    source:Tensor|None=None, # The labels of the partners. `None`: `t` itself
+) -> Tensor: # A new tensor like `t`
+    "Average the labels of samples and partners by label weight. Raises a `TypeError` for integers"
+    return (self if self._weights is None else Blend(self.weights, self.partners)).blend(t, source)
 
 # %% ../nbs/00_mix.ipynb #8c474202
 def check_own(own, n):
@@ -342,13 +388,14 @@ def own_in(self:Mask,
         raise ValueError(f"a mix of places within {self.size} needs a tensor with as many spatial dimensions; "
                          f"got shape {tuple(t.shape)}")
     own = self.own_at(tuple(t.shape[t.ndim-d:]))
+    if self.moves and own.is_floating_point() and not is_floating(t): own = own >= .5
     return to_device(own.reshape(len(own), *[1]*(t.ndim-1-d), *own.shape[1:]), t)
 
 # %% ../nbs/00_mix.ipynb #38af3003
 @patch
 def is_soft(self:Mix, size):
     "Are there places that are averaged in a grid of `size`?"
-    return self.soft or any(a % b for a, b in zip(size, self.size))
+    return not self.moves and (self.soft or any(a % b for a, b in zip(size, self.size)))
 
 # %% ../nbs/00_mix.ipynb #20b20d03
 def where(own, partner, keep, out=None): return torch.where(keep, own, partner, out=out)

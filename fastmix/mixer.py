@@ -37,7 +37,7 @@ class Mixer(Callback):
     places = () # For how many spatial dimensions the method is defined: `(2,)` for images. Empty: it mixes anything
     fold = False # Is λ replaced by max(λ, 1-λ)?
     data = 'any' # Which targets the method is for: 'any', 'class', 'number', 'mask', or 'table' for tables
-    reweighs = False # Does the method let labels count otherwise than their samples are seen?
+    reweighs = False # Do labels count otherwise than their samples are seen? 'sample': each in a way of its own, whatever λ
     batch = rng = facts = paused = pool = None
     looked = labels_back = False
     def __init__(self,
@@ -73,6 +73,14 @@ def check_number(name, value, low, high):
 
 def is_number(o, kind=Real): return isinstance(o, kind) and not isinstance(o, bool)
 
+# %% ../nbs/05_mixer.ipynb #885ba8d0
+def check_parts(name, pair):
+    "`pair` as a tuple. Raises unless it is two parts of a side, the smaller one first"
+    wanted = f"`{name}` must be two parts of a side, 0 < smallest <= largest <= 1; got {pair!r}"
+    if not isinstance(pair, (tuple, list)) or not all(map(is_number, pair)): raise TypeError(wanted)
+    if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= 1: raise ValueError(wanted)
+    return tuple(pair)
+
 # %% ../nbs/05_mixer.ipynb #f63e02b4
 def check_alpha(alpha):
     "`alpha` as it is stored: a number, a tuple of two, or a function. Raises unless all it gives is positive"
@@ -103,6 +111,14 @@ def check_seed(seed):
     if seed is None: return
     if not is_number(seed, Integral): raise TypeError(f"`seed` must be a whole number or None; got {seed!r}")
     if seed < 0: raise ValueError(f"`seed` must not be negative; got {seed}")
+
+# %% ../nbs/05_mixer.ipynb #9d492d89
+def refuse_choice(mixer, otherwise):
+    "Raise a `ValueError` where a method that mixes many was asked for what is defined for pairs"
+    for name, usual in (('partner', 'any'), ('source', None), ('decouple', 0)):
+        if getattr(mixer, name) == usual: continue
+        raise ValueError(f"`{name}` is for methods with one partner, and {type(mixer).__name__} mixes more than two "
+                         f"samples: leave it out, or take {otherwise}")
 
 # %% ../nbs/05_mixer.ipynb #9d4d118f
 def check_partners(partner, source):
@@ -192,6 +208,16 @@ def pick(self:Mixer,
     p = at(self.p, done)
     return self if on and (p == 1 or rng.random() < p) else None
 
+# %% ../nbs/05_mixer.ipynb #d077dc1b
+@patch
+def draw_lams(self:Mixer,
+    batch:Batch, # The batch
+    rng:np.random.Generator, # The generator to draw with
+    m:int=1, # How many
+) -> np.ndarray: # `(m,)`: own shares in [0, 1]
+    "Draw the own shares to aim at"
+    return draw_lam(at(self.alpha, batch.done), rng, m, self.fold)
+
 # %% ../nbs/05_mixer.ipynb #0d5b74e1
 @patch
 def draw_mix(self:Mixer,
@@ -201,7 +227,7 @@ def draw_mix(self:Mixer,
     lam:float|None=None, # Aim at this own share, in [0, 1]. `None`: draw it
 ) -> Mix|list: # As `draw` returns it; with `beside` the clean batch before it
     "Draw λ, and with it the mix for a batch"
-    own = draw_lam(at(self.alpha, batch.done), rng, batch.n if self.per == 'sample' and not one else 1, self.fold)
+    own = self.draw_lams(batch, rng, batch.n if self.per == 'sample' and not one else 1)
     if lam is not None: own[:] = lam # All else is drawn as it would have been
     mix = self.draw(batch, own, rng)
     if not self.beside: return mix
@@ -299,7 +325,7 @@ def check_drawn(self:MixedBatch):
 def needs_one(self:MixedBatch):
     "Has the batch to get one λ, as the loss cannot be weighted sample by sample, or that isn't known yet?"
     mixer, facts = self.mixer, self.facts
-    if facts is None or mixer.per == 'batch': return False
+    if facts is None or mixer.per == 'batch' or mixer.reweighs == 'sample': return False
     return self.targets.may_weigh(mixer.places) and not facts.ask(len(self.targets.own))
 
 # %% ../nbs/05_mixer.ipynb #bbcdb057
@@ -690,7 +716,10 @@ def arguments(
 # %% ../nbs/05_mixer.ipynb #c5d7b619
 def telling_batch(n, size, content, y=None):
     "Sample `i` is 1 in channel `i`, and shows `content` in three more; its class, one-hot label and mask say `i`, too"
-    one, classes = [1]*len(size), torch.arange(n)
+    classes = torch.arange(n)
+    if size is None: # A table of codes
+        return Batch((classes[:, None].repeat(1, 2*n),), (classes, torch.eye(n), classes))
+    one = [1]*len(size)
     who = torch.eye(n).view(n, n, *one).expand(n, n, *size)
     mask = classes.view(n, *one).repeat(1, *size)
     return Batch((torch.cat([who, content], 1),), (classes if y is None else y, torch.eye(n), mask))
@@ -721,13 +750,15 @@ def check_draw(under, again, kept, streams):
 def check_labels(mixer, under, mix):
     "Do labels and masks fit the inputs?"
     (x,), (_, soft, mask), n = under.part(mix), under.targets.mixed(mix), mix.n
-    seen, near = x[:, :n], partial(torch.allclose, atol=1e-3)
+    seen = x[:, :n] if x.ndim > 2 else (x[:, None] == torch.arange(n)[:, None]).float() # Of a table, the codes
+    near = partial(torch.allclose, atol=1e-3)
     shares, (label_fate, soft_fate, mask_fate) = seen.flatten(2).mean(2), under.targets.fates(mix)
     stated, counted = made_of(mix.shares, mix.partners), made_of(mix.weights, mix.partners)
     assert near(shares, stated), 'the shares that the mix states are not those in the inputs'
     if label_fate == 'weigh' and not mixer.reweighs:
         assert near(shares, counted), 'a label does not count as much as is seen of its sample'
-    if soft_fate == 'blend': assert near(shares, soft), 'soft labels are not mixed as the inputs are'
+    if soft_fate == 'blend':
+        assert near(counted if mixer.reweighs else shares, soft), 'soft labels are not mixed as the inputs are'
     if mask_fate == 'paste': assert torch.equal(mask, seen.argmax(1)), 'a mask is not pasted where its image is'
     if mask_fate == 'places':
         own = mix.own_in(mask).expand(mask.shape)
@@ -766,16 +797,17 @@ def example_batch(
 # %% ../nbs/05_mixer.ipynb #8276c176
 def check_mixer(
     mixer:Mixer, # A mixer, of whatever method
-    size:tuple=(20, 30), # Spatial size of the batch to try it on; better not a square
+    size:tuple=(20, 30), # Spatial size of the batch to try it on; better not a square. A method for tables gets a table
     n:int=6, # Batch size
     draws:int=20, # How many batches
     y:Tensor|None=None, # `(n, …)`: the first target, for a method that looks at it. `None`: one that it is for
 ):
     """Raise an `AssertionError` where `mixer` breaks a promise: labels that don't fit the inputs, masks at another
     place, a batch written to, a generator that isn't its own"""
+    if mixer.data == 'table': size = None
     if y is None and mixer.data in ('number', 'mask'): y = example_batch(mixer.data, (n, 3, *size)).y
     for seed in range(draws):
-        content = torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(seed))
+        content = torch.rand(n, 3, *(size or ()), generator=torch.Generator().manual_seed(seed))
         batch, streams = telling_batch(n, size, content, y), global_streams()
         kept = batch.x.clone()
         draw = partial(draw_picked, mixer, seed)
