@@ -84,7 +84,10 @@ class Name(str):
     __repr__ = str.__str__
 
 
-def shown(value): return Name(value.__name__) if value is not empty and (isclass(value) or isroutine(value)) else value
+def shown(value):
+    "A default as it reads: a function by its name, what a data class makes anew as three dots"
+    if type(value).__name__ == '_HAS_DEFAULT_FACTORY_CLASS': return Name('...')
+    return Name(value.__name__) if value is not empty and (isclass(value) or isroutine(value)) else value
 
 
 def type_name(annotation):
@@ -141,10 +144,10 @@ def entry(sym, name, level, **place):
     return '\n\n'.join(part for part in parts if part)
 
 
-def split_at_section(nb):
-    "The index of the first cell of a notebook that begins with a heading of the second level; a cell with text before that is split"
+def split_at_section(nb, title=''):
+    "The index of the first cell of a notebook that begins with a section, or that one; a cell with text before it is split"
     for cell in nb.cells:
-        found = cell.cell_type == 'markdown' and re.search(r'^## ', re.sub(r'^```.*?^```$', lambda o: '.'*len(o[0]), cell.source, flags=re.M | re.S), re.M)
+        found = cell.cell_type == 'markdown' and re.search(rf'^## {title}', re.sub(r'^```.*?^```$', lambda o: '.'*len(o[0]), cell.source, flags=re.M | re.S), re.M)
         if not found: continue
         before, cell.source = cell.source[:found.start()], cell.source[found.start():]
         if before.strip(): nb.cells.insert(cell.idx_, mk_cell(before, 'markdown'))
@@ -174,21 +177,16 @@ def by_use(names, code):
 class add_entries(Processor):
     """An entry for every public name, values included
 
-    On a page of the reference they stand before its first section, in the order in which the code above them uses the
-    names; where they are defined, a line leads to them. On the page of a method they follow the cell that defines them.
+    They stand before the first section of a page, on that of a method before its code, in the order in which what is above
+    them uses the names; where they are defined, a line leads to them.
     """
     def begin(self):
         to = exports_to(self.nb)
         if not to: return
         self.module, self.file = import_module(f'{config.lib_path.name}.{to}'), config.lib_path/f'{to.replace(".", "/")}.py'
         found = [(cell, self.entries(cell)) for cell in self.nb.cells if exported(cell)]
-        if to.startswith('methods.'):
-            for cell, entries in reversed(found): self.insert(cell.idx_ + 1, entries.values())
-        else: self.first_of_all(found)
-
-    def first_of_all(self, found):
-        "All entries before the first section"
-        section, entries = split_at_section(self.nb), {name: text for _, texts in found for name, text in texts.items()}
+        section = split_at_section(self.nb, 'The code$' if to.startswith('methods.') else '')
+        entries = {name: text for _, texts in found for name, text in texts.items()}
         first = self.nb.cells[section] if section < len(self.nb.cells) else None
         opening = self.nb.cells[:section]
         for cell, texts in reversed(found):
