@@ -300,7 +300,7 @@ def measured(device, shape, runs):
         for name, value in mixing(device, shape, runs).items(): yield row(what, name, value, 'clones')
 
     def methods(what):
-        for name, value in every_call(device, (64, *shape[1:]), runs).items(): yield row(what, name, value, 'clones')
+        for name, value in every_call(device, (64, *shape[1:]), max(runs//5, 2)).items(): yield row(what, name, value, 'clones')
 
     def steps(what):
         found = overhead(device, shape, runs)

@@ -64,8 +64,9 @@ def every_method(shape):
     """
     for cls, per in product(ours.all_mixers.values(), ('batch', 'sample')):
         arguments = inspect.signature(cls).parameters
-        if cls is ours.MixChoice or 'per' not in arguments: continue
-        mixer = cls(per=per, seed=0, **(dict(counts=[1]*CLASSES) if 'counts' in arguments else {}))
+        if cls is ours.MixChoice: continue
+        mixer = cls(seed=0, **(dict(per=per) if 'per' in arguments else {}), **(dict(counts=[1]*CLASSES) if 'counts' in arguments else {}))
+        if mixer.per != per: continue
         batch = example_batch(mixer.data, shape)
         if mixer.place(batch, mix_rng(0)) is None and (not mixer.places or len(batch.size) in mixer.places): yield cls.__name__, mixer, batch, per
 

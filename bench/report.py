@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from fastmix.compare import _write
+from fastmix.compare.results import write_file
 
 COLORS = {'fastmix': '#d1495b', 'fastai': '#2e6f95', 'torch': '#8d99a6'}
 FIGURES = ['value', 'ms', 'fastest', 'spread', 'rounds', 'attempts', 'load', 'others']
@@ -16,7 +16,7 @@ def write(table, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     table = table.copy()
     for name in table.columns.intersection(FIGURES): table[name] = table[name].map(lambda v: f'{v:.4g}' if isinstance(v, float) else v)
-    _write(path, table.to_csv(index=False, lineterminator='\n')) # whole, or not at all
+    write_file(path, table.to_csv(index=False, lineterminator='\n')) # whole, or not at all
 
 
 def read(path): return pd.read_csv(path, dtype=str, keep_default_na=False)

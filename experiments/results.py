@@ -10,10 +10,11 @@ from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from scipy.stats import ttest_rel
 
-from fastmix.compare import Comparison, _plot_curves, _styles, read_results
+from fastmix.compare.plot import plot_curves, styles_of
+from fastmix.compare.results import Comparison, read_results
 
 folder = Path(__file__).resolve().parent.parent/'nbs/experiments/results'
-styles = _styles(['none', 'MixUp', 'CutMix', 'MixChoice', 'MixUp 8']) # an arm looks the same in all pictures
+styles = styles_of(['none', 'MixUp', 'CutMix', 'MixChoice', 'MixUp 8']) # an arm looks the same in all pictures
 
 
 def say(text): display(Markdown(text))
@@ -135,7 +136,7 @@ def draw(settings, ax, title, label, log=False, difference=False):
 
 def draw_curves(results, ax, title):
     "Accuracy in validation over the epochs: the mean of each arm, and the range of its seeds"
-    _plot_curves(results.finished[['arm', 'seed']].merge(results.curves), 'accuracy', {arm: styles[arm] for arm in arms_of(results)}, ax)
+    plot_curves(results.finished[['arm', 'seed']].merge(results.curves), 'accuracy', {arm: styles[arm] for arm in arms_of(results)}, ax)
     ax.set(title=title)
 
 

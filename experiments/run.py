@@ -1,7 +1,7 @@
 """The reference experiments. `python experiments/run.py NAME …` runs those named, without a name all of them.
 
 Each writes into its own folder of nbs/experiments/results: what is there already is not trained again, so that it can be
-stopped at any time, and takes up more seeds with `--seeds`.
+stopped at any time, and takes up more seeds with `--seeds`. Results of version 0.1 are called for again, but not added to.
 """
 import argparse
 import sys
@@ -24,7 +24,7 @@ from data import cifar, clothing, crop_and_flip, fashion, loaders, per_class, sp
 from models import keras_cnn, mlp, resnet18, resnet20, small_cnn  # noqa: E402
 
 from fastmix.all import CutMix, MixChoice, MixUp  # noqa: E402, after the path to it
-from fastmix.compare import compare  # noqa: E402
+from fastmix.compare.run import compare  # noqa: E402
 from fastmix.data import wrong_labels  # noqa: E402
 
 results = root/'nbs/experiments/results'
@@ -111,7 +111,7 @@ def cifar_schedule(seeds):
         {'none': None, 'CutMix': CutMix(.25, per='sample'), 'MixUp': MixUp(.2)}, lambda learn: learn.fit_one_cycle(15, 1e-2), seeds, cifar('test'), precision='bfloat16')
 
 
-def cifar_long(seeds, device='cuda', epochs=40, arms=None):
+def cifar_long(seeds, device='cuda', epochs=30, arms=None):
     "A ResNet-18 for longer, with the data on the GPU: batches of 512, one cycle, crops and flips; OpenMixup's alphas"
     if device == 'cuda' and not torch.cuda.is_available():
         print('== cifar-long is passed over: it needs a GPU')

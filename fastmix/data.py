@@ -11,6 +11,7 @@ __all__ = ['InputError', 'LabelledImages', 'stratified_split', 'digit_images', '
            'fault_of', 'folder_images', 'get_images', 'few_per_class', 'wrong_labels', 'image_dls', 'small_cnn']
 
 # %% ../nbs/08_data.ipynb #6916033c
+import os
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ import numpy as np
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders
 from fastai.data.external import URLs, untar_data
-from fastai.data.transforms import IndexSplitter, ItemGetter, Normalize, get_image_files
+from fastai.data.transforms import IndexSplitter, ItemGetter, Normalize, image_extensions
 from fastai.layers import ConvLayer, Flatten
 from fastai.vision.augment import FlipItem, Resize
 from fastai.vision.core import PILImage, PILImageBW, imagenet_stats
@@ -105,6 +106,16 @@ def find_splits(
     if any(top.lower() not in _split_names for top in tops): tops = nested
     return {top: _split_names[top.lower()] for top in sorted(tops) if top.lower() in _split_names}
 
+# %% ../nbs/08_data.ipynb #5c1d09aa
+def image_files(folder):
+    "The paths of the images below `folder`; no link to a folder above is followed"
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        above = {*Path(os.path.realpath(place)).parents, Path(os.path.realpath(place))}
+        folders[:] = [o for o in folders if o[0] != '.' and Path(os.path.realpath(f'{place}/{o}')) not in above]
+        found += [Path(place)/o for o in names if o[0] != '.' and Path(o).suffix.lower() in image_extensions]
+    return found
+
 # %% ../nbs/08_data.ipynb #01bd762b
 _layouts = 'expected one folder per class, or files such as beagle_12.jpg'
 
@@ -114,10 +125,10 @@ def read_folder(
     "The images below `folder` and their classes; `InputError` where there is no folder or no image"
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f'no such folder: {folder}')
-    paths = sorted(path.relative_to(folder) for path in get_image_files(folder))
+    paths = sorted(path.relative_to(folder) for path in image_files(folder))
     if not paths: raise InputError(f'no images in {folder}: {_layouts}')
     splits, pairs, skipped, seen = find_splits(paths), dict(train=[], valid=[], test=[]), {}, set()
-    for path in sorted(paths, key=lambda path: len(path.parts)): # a link that leads to a folder above finds every image again, deeper
+    for path in sorted(paths, key=lambda path: len(path.parts)):
         if (real := (folder/path).resolve()) in seen:
             skipped[folder/path] = 'a link to another of the images'
             continue
@@ -128,6 +139,13 @@ def read_folder(
         else: skipped[folder/path] = 'no class in its name'
     return pairs, skipped
 
+# %% ../nbs/08_data.ipynb #5c1d09ad
+def check_classes(folder, labels):
+    "Raise an `InputError` where `folder` is the root of a data set, and not the folder of its classes"
+    inside = next((label for label in labels if label.lower() in ('images', 'jpegimages', 'imgs')), None)
+    if inside: raise InputError(f"{folder} looks like the root of a data set, with {', '.join(sorted(labels))} in it; "
+                                f"did you mean {Path(folder)/inside}?")
+
 # %% ../nbs/08_data.ipynb #89ce69b4
 def fault_of(
     path: Path, # of an image
@@ -137,13 +155,19 @@ def fault_of(
     with Image.open(path) as image: deep = image.mode[0] in 'IF' # which become all white or black as 8 bits
     return 'more than 8 bits per channel' if deep else ''
 
+
+# %% ../nbs/08_data.ipynb #5c1d09b0
 def folder_images(
     folder: Path, # as `read_folder` takes it
     seed: int = 42, # of the split where none is given
     min_images: int = 5, # classes with fewer images to train on are left out
+    test: bool = False, # Validate on the images of the given test split, and leave those to validate on alone?
 ) -> LabelledImages:
     "The usable images below `folder`; `InputError` where there are none, or fewer than two classes"
     pairs, skipped = read_folder(folder)
+    check_classes(folder, {label for _, label in pairs['train'] + pairs['valid']})
+    if test: pairs |= dict(valid=[pair for pair in pairs['test'] if pair[1]], test=[])
+    if test and not pairs['valid']: raise InputError(f'{folder} has no test split with a class for each image')
     for split in ('train', 'valid'):
         faults = parallel(fault_of, [path for path, _ in pairs[split]], threadpool=True)
         skipped |= {path: fault for (path, _), fault in zip(pairs[split], faults) if fault}
@@ -163,13 +187,15 @@ def folder_images(
 def get_images(
     data: str, # digits, pets, or a folder
     seed: int = 42, # of the split where none is given
+    test: bool = False, # Validate on the given test split?
 ) -> LabelledImages:
     "`digit_images`, the Oxford-IIIT Pets through fastai's `untar_data`, or `folder_images`"
+    if data == 'digits' and test: raise InputError('the digits have no test split')
     if data == 'digits': return digit_images(seed)
-    if data != 'pets': return folder_images(data, seed)
+    if data != 'pets': return folder_images(data, seed, test=test)
     try: folder = untar_data(URLs.PETS)
     except OSError as e: raise InputError(f'cannot download the Pets ({e}): give the folder of a local copy') from e
-    return folder_images(folder/'images', seed)
+    return folder_images(folder/'images', seed, test=test)
 
 # %% ../nbs/08_data.ipynb #9db1f186
 def few_per_class(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .mix import on_host, rotation, wrong_lam
+from .mix import on_host, rotation, to_device, wrong_lam
 
 # %% ../nbs/01_draw.ipynb #556ed3e5
 def draw_lam(
@@ -66,8 +66,8 @@ def region_around(
 # %% ../nbs/01_draw.ipynb #d0cec3f8
 def device_regions(centre, lam, size):
     "`region_around` for a centre on another device than the host"
-    size = torch.tensor(size, device=centre.device)
-    lam = torch.as_tensor(lam, dtype=torch.float64).to(centre.device)
+    size = to_device(torch.tensor(size), centre)
+    lam = to_device(torch.as_tensor(lam, dtype=torch.float64), centre)
     side = (size * (1-lam[:, None])**(1/len(size))).round()
     low = (centre*size - side/2 + .5).floor()
     return torch.stack([low.clamp(min=0), torch.minimum(low+side, size)], -1).long()

@@ -227,21 +227,29 @@ def blend_many(self:Mix, t, source):
 
 # %% ../nbs/00_mix.ipynb #976271e6
 @patch
-def halves(self:Mix):
-    "For a rotation: the slices `(own, partner)` that together cover the batch"
-    k = self.shift
-    if not k: return [(slice(None), slice(None))]
+def pairs(self:Mix):
+    "The slices `(own, partner)` that together cover the batch: two of a rotation, else one for each sample"
+    k = self.rows[0]
+    if not isinstance(k, int): return [(slice(i, i+1), slice(j, j+1)) for i, j in enumerate(k.tolist())]
+    if k == 0: return [(slice(None), slice(None))]
     return (slice(None, -k), slice(k, None)), (slice(-k, None), slice(None, k))
 
 # %% ../nbs/00_mix.ipynb #c54a6b3a
 @patch
-def by_halves(self:Mix, f, t, source, weight):
-    "`f(sample, partner, weight)`, for a rotation half by half into a new tensor"
-    if t.numel() < 2**14 or t.requires_grad or self.shift is None: return f(t, self.others(t, source), weight)
+def in_pairs(self:Mix, t):
+    "Does it pay to compute the mix of `t` from slices?"
+    if t.requires_grad: return False
+    if self.shift is not None: return True
+    return len(self.rows) == 1 and self.rows[0].is_cpu and t.is_cpu and t.numel() >= 2**12*self.n
+
+@patch
+def by_pairs(self:Mix, f, t, source, weight):
+    "`f(sample, partner, weight)`, slice by slice into a new tensor"
+    if t.numel() < 2**14 or not self.in_pairs(t): return f(t, self.others(t, source), weight)
     source, out = t if source is None else source, torch.empty_like(t)
     self.check(source)
     per_sample = isinstance(weight, Tensor) and len(weight) > 1
-    for own, partner in self.halves():
+    for own, partner in self.pairs():
         f(t[own], source[partner], weight[own] if per_sample else weight, out=out[own])
     return out
 
@@ -292,7 +300,7 @@ def blend(self:Mix,
     if not is_floating(t):
         raise TypeError(f"a tensor of {t.dtype} has nothing in between to blend to: convert it to floating point first")
     if len(self.rows) > 1: return self.blend_several(t, source)
-    return self.by_halves(torch.lerp, t, source, self.partner_share(t))
+    return self.by_pairs(torch.lerp, t, source, self.partner_share(t))
 
 # %% ../nbs/00_mix.ipynb #849854d9
 class Blend(Mix):
@@ -409,10 +417,10 @@ def __call__(self:Mask,
     "Mix `t`. Raises a `ValueError` for a size that does not fit, a `TypeError` where integers would be averaged"
     self.check(t)
     own = self.own_in(t)
-    if own.dtype is torch.bool: return self.by_halves(where, t, source, own)
+    if own.dtype is torch.bool: return self.by_pairs(where, t, source, own)
     if not is_floating(t):
         raise TypeError(f"a floating mask averages, and a tensor of {t.dtype} has nothing in between")
-    return self.by_halves(torch.lerp, t, source, (1 - own).to(t.dtype))
+    return self.by_pairs(torch.lerp, t, source, (1 - own).to(t.dtype))
 
 # %% ../nbs/00_mix.ipynb #51db870b
 def cells_inside(bounds, size, arange):
@@ -511,7 +519,7 @@ def paste_one(self:Paste, t, source, sides):
     if by_numpy(t) and t.numel() < 2**14: to, source = as_bits(out), as_bits(source)
     here = cells(sides)
     to, source = to[here], source[here]
-    for own, partner in self.halves(): to[own] = source[partner]
+    for own, partner in self.pairs(): to[own] = source[partner]
     return out
 
 # %% ../nbs/00_mix.ipynb #f50a6ed1
@@ -520,7 +528,7 @@ def paste_each(self:Paste, t, source, regions):
     "A region for each sample, one after the other"
     out = t.clone()
     to, source = as_bits(out), as_bits(source)
-    partners = cached_rotation(self.n, self.shift).tolist()
+    partners = self.partner.tolist() if self.shift is None else cached_rotation(self.n, self.shift).tolist()
     for own, (partner, sides) in enumerate(zip(partners, regions)):
         here = cells(sides)
         to[(own, *here)] = source[(partner, *here)]
@@ -532,14 +540,14 @@ def paste_small(self:Paste, t, source):
     "A region for each sample, by its mask"
     out, mask = t.clone(), ~self.own_in(t).numpy()
     to, source = as_bits(out), as_bits(source)
-    for own, partner in self.halves(): np.copyto(to[own], source[partner], where=mask[own])
+    for own, partner in self.pairs(): np.copyto(to[own], source[partner], where=mask[own])
     return out
 
 # %% ../nbs/00_mix.ipynb #17dd0c79
 @patch
 def fast_region(self:Paste, t):
     "The region in the cells of `t`, where it can be copied; `None` where every place must be looked at"
-    if self.shift is None or t.requires_grad or isinstance(self.region, Tensor): return None
+    if not self.in_pairs(t) or isinstance(self.region, Tensor): return None
     if len(self.region) > 1 and not by_numpy(t): return None
     return self.region_in(t)
 

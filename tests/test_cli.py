@@ -13,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fastmix import cli
 from fastmix.all import all_mixers
-from fastmix.cli import archs, check_out, check_settings, known_mixes, main, mixer_named, set_aside
+from fastmix.compare import cli, images
+from fastmix.compare.cli import complete, main
+from fastmix.compare.images import archs, check_out, known_mixes, mixer_named, set_aside
+from fastmix.compare.run import AllRunsFailed, OtherResults
 
 options = {'mixes': 'none,mixup', 'epochs': 1, 'seeds': 1, 'labels-per-class': 0, 'wrong-labels': 0}
 
@@ -35,14 +37,14 @@ def error_of(capsys, **given):
     return message
 
 
-def contents(folder): return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+def contents(folder): return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file() and path.name != '.lock'}
 
 
 @pytest.fixture
 def untrained(monkeypatch):
     "Nothing may be trained"
     def compare(*args, **kwargs): pytest.fail('training began')
-    monkeypatch.setattr(cli, 'compare', compare)
+    monkeypatch.setattr(images, 'compare', compare)
 
 
 def save_photos(folder):
@@ -86,22 +88,22 @@ def test_digits(tmp_path, capsys):
     out = tmp_path/'new'/'results'
     fastmix(out=out, mixes='none,mixup,cutmix,choice', bs=32)
     printed = capsys.readouterr().out
-    assert '1438 images to train on, 359 to validate on, in 10 classes' in printed
-    assert 'choice, seed 42: accuracy 0.' in printed and ' (run 4 of 4, about ' in printed and '█' not in printed and 'epoch' not in printed.splitlines()[4]
+    assert '1438 images to train on, 359 to validate on: 0.0028 of the accuracy' in printed and '10 classes: eight (139), five (146)' in printed
+    assert 'choice, seed 42: accuracy 0.' in printed and ' (run 3 of 4, about ' in printed and ' (run 4 of 4)\n' in printed and '█' not in printed and 'epoch' not in printed.splitlines()[4]
     assert 'cutmix against none: not distinguishable with 1 seed (accuracy' in printed
     assert printed.endswith(f'The report, with curves and pictures of the batches: {out/"report.html"}\n')
     runs = pd.read_csv(out/'results.csv')
     assert list(runs.arm) == ['none', 'mixup', 'cutmix', 'choice'] and (runs.status == 'finished').all()
     assert (runs.accuracy > 0.5).all() and runs.train_loss.nunique() == 4
     settings = json.loads((out/'settings.json').read_text())
-    assert settings['epochs'] == 1 and settings['arm mixup'].startswith('MixUp(alpha=0.4')
+    assert settings['settings']['epochs'] == 1 and settings['made of']['mixup']['callbacks'].startswith('[MixUp(alpha=0.4')
     assert sorted(contents(out)) == written and (out/'report.html').read_text().count('<img') == 3 + 4
 
 
 def test_the_demonstration_says_what_it_shows():
     settings = dict(data='digits', wrong_labels=.4)
-    assert '40% of the labels to train on were made wrong' in cli.lesson(settings) and 'fastmix --data FOLDER' in cli.lesson(settings).replace('\n', ' ')
-    assert cli.lesson(settings | dict(wrong_labels=0)) == cli.lesson(settings | dict(data='folder')) == ''
+    assert '40% of the labels to train on were made wrong' in images.lesson(settings) and 'fastmix --data FOLDER' in images.lesson(settings).replace('\n', ' ')
+    assert images.lesson(settings | dict(wrong_labels=0)) == images.lesson(settings | dict(data='folder')) == ''
 
 
 def test_every_method_can_be_named():
@@ -114,18 +116,19 @@ def test_few_and_wrong_labels(photos, tmp_path, capsys):
     "Only those that are trained on, drawn by the seed, the same for all arms"
     fastmix(data=photos, out=tmp_path/'out', arch='small', size=16, bs=4, mixes='none,mixup:1', **{'labels-per-class': 6, 'wrong-labels': .5})
     printed = capsys.readouterr().out
-    assert 'trained on 6 images of each class, 50% of their labels wrong, the same for all mixes; those to validate on keep their labels' in printed
+    assert 'trained on 6 images of each class, 50% of their labels wrong, the same for all mixes; those to validate on keep their labels' in printed.replace('\n  ', ' ')
     settings = json.loads((tmp_path/'out'/'settings.json').read_text())
-    assert settings['wrong_labels'] == .5 and settings['labels_per_class'] == 6 and settings['samples'] == '12 + 4'
-    learner = cli.learner_maker(cli.get_images(photos, 42), settings)()
+    settings = settings['settings']
+    assert settings['wrong_labels'] == .5 and settings['labels_per_class'] == 6 and (pd.read_csv(tmp_path/'out'/'results.csv').data.str.startswith('12 + 4 samples')).all()
+    learner = images.learner_maker(images.get_images(photos, 42), settings)()
     wrong = sum(path.parent.name != label for path, label in learner.dls.train.items)
     assert wrong == 6 and all(path.parent.name == label for path, label in learner.dls.valid.items)
     assert error_of(capsys, data=photos, out=tmp_path/'out', arch='small', size=16, bs=4, mixes='none,mixup:1', **{'labels-per-class': 6, 'wrong-labels': .25})
 
 
-def test_the_defaults_of_the_digits_are_hard():
-    given = {name: None for name in ('mixes', 'arch', 'epochs', 'size', 'bs', 'lr', 'seeds', 'labels_per_class', 'wrong_labels')} | dict(seed=1, pretrained=False)
-    digits, photos = check_settings('digits', **given), check_settings('folder', **given)
+def test_the_defaults_of_the_digits_are_hard(tmp_path):
+    given = {name: None for name in ('mixes', 'arch', 'epochs', 'size', 'bs', 'lr', 'seeds', 'labels_per_class', 'wrong_labels')} | dict(seed=1, pretrained=False, test=False)
+    digits, photos = complete('digits', **given), complete(tmp_path, **given)
     assert (digits['labels_per_class'], digits['wrong_labels'], digits['seeds'], digits['mixes']) == (40, .4, 3, ['none', 'mixup:1', 'cutmix', 'choice:1'])
     assert (photos['labels_per_class'], photos['wrong_labels'], photos['seeds']) == (0, 0., 1)
 
@@ -136,10 +139,10 @@ def test_photographs(photos, tmp_path, capsys):
     Image.new('RGB', (20, 20)).save(photos/'rare'/'1.png')
     fastmix(data=photos, out=tmp_path/'out', arch='small', size=16, epochs=4, bs=8, lr=0.01)
     printed = capsys.readouterr().out
-    assert 'left out, as they have too few images: rare (1)' in printed
-    assert f"skipped: {photos/'dark'/'broken.png'} (unreadable)" in printed
+    assert 'left out, as they have too few images: rare (1)' in printed and '2 classes: dark (10), light (10)' in printed
+    assert f"skipped, unreadable: {photos/'dark'/'broken.png'}" in printed.replace('\n  ', ' ')
     assert (pd.read_csv(tmp_path/'out'/'results.csv').accuracy > 0.7).all()
-    assert json.loads((tmp_path/'out'/'settings.json').read_text())['data'] == str(photos)
+    assert json.loads((tmp_path/'out'/'settings.json').read_text())['settings']['data'] == str(photos)
 
 
 def test_a_test_split_is_announced(photos, tmp_path, capsys):
@@ -148,14 +151,14 @@ def test_a_test_split_is_announced(photos, tmp_path, capsys):
     (tmp_path/'split'/'test').mkdir()
     Image.new('RGB', (20, 20)).save(tmp_path/'split'/'test'/'1.png')
     fastmix(data=tmp_path/'split', out=tmp_path/'out', arch='small', size=16, mixes='none')
-    assert '1 images of a test split are left alone' in capsys.readouterr().out
+    assert '1 images of a test split are left alone (--test: be judged by them)' in capsys.readouterr().out
 
 
 def test_networks_of_fastai_take_digits_and_photographs(photos):
     for data in ('digits', photos):
-        given = dict(epochs=1, size=32, bs=8, lr=None, seed=1, seeds=1, pretrained=False, labels_per_class=None, wrong_labels=None)
-        settings = check_settings(data, mixes='none', arch='resnet18', **given)
-        learn = cli.learner_maker(cli.get_images(settings['data']), settings)()
+        given = dict(epochs=1, size=32, bs=8, lr=None, seed=1, seeds=1, pretrained=False, labels_per_class=None, wrong_labels=None, test=False)
+        settings = complete(data, mixes='none', arch='resnet18', **given)
+        learn = images.learner_maker(images.get_images(settings['data']), settings)()
         with learn.no_bar(), learn.no_logging(): learn.fit(1) if data != 'digits' else learn.validate()
         assert learn.model[1][-1].out_features == learn.dls.c
 
@@ -166,7 +169,7 @@ def test_pretrained_weights_are_fine_tuned():
         def fit_one_cycle(self, epochs, lr): self.called = ('fit_one_cycle', epochs, lr)
     learn = Learner()
     for pretrained, method in {True: 'fine_tune', False: 'fit_one_cycle'}.items():
-        cli.train(learn, epochs=3, lr=0.1, pretrained=pretrained, size=8)
+        images.train(learn, epochs=3, lr=0.1, pretrained=pretrained, size=8)
         assert learn.called == (method, 3, 0.1)
 
 
@@ -197,8 +200,8 @@ def test_the_same_settings_give_the_same_results(finished, tmp_path):
 
 def start(**given):
     "The command as a process of its own; its lines can be read one by one"
-    env = dict(os.environ, PYTHONPATH=str(Path(cli.__file__).parents[1]), PYTHONWARNINGS='ignore')
-    command = [sys.executable, '-m', 'fastmix.cli', *(f'--{name}={value}' for name, value in (options | given).items())]
+    env = dict(os.environ, PYTHONPATH=str(Path(cli.__file__).parents[2]), PYTHONWARNINGS='ignore')
+    command = [sys.executable, '-m', 'fastmix', *(f'--{name}={value}' for name, value in (options | given).items())]
     heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # a shell has what it runs in the background ignore it
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
@@ -215,9 +218,9 @@ def test_a_killed_command_is_completed_by_the_same_command(tmp_path, capsys, how
     assert process.returncode == code
     assert how == signal.SIGKILL or errors.endswith('goes on from there\n')
     there = contents(tmp_path/'out')
-    assert len(there['results.csv'].splitlines()) == 3 and 'report.html' not in there
+    assert len(there['results.csv'].splitlines()) == 1 + 3 and 'report.html' not in there
     fastmix(**given)
-    assert '2 of 4 runs are in' in capsys.readouterr().out
+    assert '3 of 4 runs are in' in capsys.readouterr().out
     after = contents(tmp_path/'out')
     assert after['results.csv'].startswith(there['results.csv']) and after['curves.csv'].startswith(there['curves.csv'])
     runs = pd.read_csv(tmp_path/'out'/'results.csv')
@@ -267,7 +270,7 @@ def test_a_single_class(photos, tmp_path, capsys, untrained):
 
 def test_weights_without_a_network(photos, tmp_path, capsys, monkeypatch, untrained):
     def vision_learner(*args, **kwargs): raise OSError('no route to host')
-    monkeypatch.setattr(cli, 'vision_learner', vision_learner)
+    monkeypatch.setattr(images, 'vision_learner', vision_learner)
     message = error_of(capsys, data=photos, out=tmp_path/'out', pretrained=True)
     assert 'cannot download weights of resnet18 (no route to host): leave out --pretrained' in message
 
@@ -278,16 +281,17 @@ def test_out_that_cannot_be_written(tmp_path, capsys, untrained):
     assert 'cannot write to' in error_of(capsys, out=tmp_path/'file'/'out')
 
 
-def test_the_current_folder(tmp_path, monkeypatch):
+def test_the_current_folder(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert check_out('.', {}) == tmp_path
+    fastmix(**finished | dict(out='.', mixes='none'))
+    assert sorted(contents(tmp_path)) == written
 
 
 def test_results_of_other_settings_are_refused_before_training(earlier, capsys, untrained):
     given, before = earlier
     message = error_of(capsys, **given | dict(epochs=3, lr=0.5))
     assert 'results of other settings (epochs: 1 there, 3 now; lr: 0.001 there, 0.5 now)' in message
-    assert message.endswith('give another --out, or add --force\n')
+    assert message.endswith('give another folder as --out, or add --force\n')
     assert contents(given['out']) == before
 
 
@@ -296,7 +300,7 @@ def test_results_whose_other_settings_show_later(earlier, capsys):
     path = given['out']/'settings.json'
     path.write_text(path.read_text().replace('alpha=0.4', 'alpha=9'))
     message = error_of(capsys, **given)
-    assert 'arm mixup: MixUp(alpha=9' in message and message.endswith('give another folder as --out, or add --force\n')
+    assert 'mixup: callbacks: [MixUp(alpha=9' in message and message.endswith('give another folder as --out, or add --force\n')
     assert contents(given['out']) == before | {'settings.json': path.read_bytes()}
 
 
@@ -304,7 +308,7 @@ def test_force_sets_other_results_aside(earlier):
     (given, before), out = earlier, earlier[0]['out']
     (out/'notes.txt').write_text('mine')
     fastmix(**given | dict(mixes='cutmix', bs=6), force=True)
-    assert json.loads((out/'settings.json').read_text())['bs'] == 6
+    assert json.loads((out/'settings.json').read_text())['settings']['bs'] == 6
     after = contents(out)
     assert {name.removeprefix('old/'): text for name, text in after.items() if name.startswith('old/')} == before
     assert list(pd.read_csv(out/'results.csv').arm) == ['cutmix'] and after['notes.txt'] == b'mine'
@@ -324,44 +328,47 @@ def test_force_needs_settings_that_can_be_used(earlier, capsys, untrained):
 @pytest.mark.parametrize('text', [None, 'half of', '[1, 2]'])
 def test_results_without_their_settings(earlier, text):
     out = earlier[0]['out']
-    settings = json.loads((out/'settings.json').read_text())
+    settings = json.loads((out/'settings.json').read_text())['settings']
     if text: (out/'settings.json').write_text(text)
     else: (out/'settings.json').unlink()
-    with pytest.raises(cli.InputError, match='without readable settings'): check_out(out, settings)
-    assert check_out(out, settings, force=True) == out
+    with pytest.raises(OtherResults, match='results that cannot be read'): check_out(out, settings, False)
+    check_out(out, settings, force=True)
 
 
-def test_an_empty_folder_is_used(tmp_path): assert check_out(tmp_path, {}) == tmp_path
+def test_an_empty_folder_is_used(tmp_path): check_out(tmp_path, {}, False)
 
 
 @pytest.mark.parametrize('error, code, message', [
     (KeyboardInterrupt(), 130, 'the same command, without --force, goes on from there'), (OSError('disk full'), 2, 'disk full'),
-    (cli.AllRunsFailed('every run failed; the first: no memory'), 2, 'fastmix: every run failed; the first: no memory')])
+    (AllRunsFailed('every run failed; the first: no memory'), 2, 'fastmix: every run failed; the first: no memory')])
 def test_how_an_error_ends_the_command(earlier, capsys, monkeypatch, error, code, message):
     given, before = earlier
     def compare(*args, **kwargs): raise error
-    monkeypatch.setattr(cli, 'compare', compare)
+    monkeypatch.setattr(images, 'compare', compare)
     with pytest.raises(SystemExit) as e: fastmix(**given)
     assert e.value.code == code and message in capsys.readouterr().err
     assert contents(given['out']) == before
 
 
-def test_a_failed_run_is_told_and_not_repeated(earlier, capsys, monkeypatch):
-    given, train = earlier[0] | dict(mixes='none,mixup,cutmix'), cli.train
+def test_a_failed_run_is_told_and_tried_again(earlier, capsys, monkeypatch):
+    given, train, calls = earlier[0] | dict(mixes='none,mixup,cutmix'), images.train, []
     def no_memory(learn, **settings):
-        if hasattr(learn, 'cut_mix'): raise torch.OutOfMemoryError('CUDA out of memory')
+        calls.append(1)
+        if hasattr(learn, 'cut_mix') and len(calls) < 3: raise torch.OutOfMemoryError('CUDA out of memory')
         train(learn, **settings)
-    monkeypatch.setattr(cli, 'train', no_memory)
-    for times in (2, 1): # while training and in the end, then only in the end
+    monkeypatch.setattr(images, 'train', no_memory)
+    for _ in range(2):
         fastmix(**given)
-        assert capsys.readouterr().out.count('failed: OutOfMemoryError: CUDA out of memory') == times
+        assert capsys.readouterr().out.count('failed: OutOfMemoryError: CUDA out of memory') == 2 # While training and in the end
     assert 'cutmix, seed 42 failed: OutOfMemoryError' in (given['out']/'report.html').read_text()
+    fastmix(**given)
+    assert 'failed:' not in capsys.readouterr().out and (pd.read_csv(given['out']/'results.csv').status == 'finished').all()
 
 
 def test_an_error_of_the_program_keeps_its_traceback(earlier, monkeypatch):
     given, before = earlier
     def compare(*args, **kwargs): raise ValueError('a bug')
-    monkeypatch.setattr(cli, 'compare', compare)
+    monkeypatch.setattr(images, 'compare', compare)
     with pytest.raises(ValueError, match='a bug'): fastmix(**given)
     assert contents(given['out']) == before
 
@@ -370,9 +377,9 @@ def test_every_network_can_be_named(): assert {'small', 'resnet18', 'densenet121
 
 
 def test_as_a_module(tmp_path):
-    env = dict(os.environ, PYTHONPATH=str(Path(cli.__file__).parents[1]))
+    env = dict(os.environ, PYTHONPATH=str(Path(cli.__file__).parents[2]))
     env.pop('PYTHONWARNINGS', None)
-    command = [sys.executable, '-m', 'fastmix.cli', '--data', str(tmp_path/'missing')]
+    command = [sys.executable, '-m', 'fastmix', '--data', str(tmp_path/'missing')]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ''
     assert done.stderr == f"fastmix: no such folder: {tmp_path/'missing'}\n"

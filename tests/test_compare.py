@@ -1,11 +1,12 @@
-import re
 import gc
 import json
 import math
+import re
+import subprocess
+import sys
 import weakref
 from copy import deepcopy
-from functools import partial, wraps
-from types import SimpleNamespace
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,12 +18,14 @@ from fastai.callback.core import Callback, CancelFitException, CancelTrainExcept
 from fastai.callback.mixup import MixUp as FastaisMixUp
 from fastai.callback.schedule import lr_find  # noqa: F401 patches Learner
 from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
+from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.learner import AvgMetric, Learner, Recorder
+from fastai.data.transforms import ColReader, IndexSplitter
+from fastai.learner import Learner, Recorder
 from fastai.losses import CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropy
 from fastai.metrics import AccumMetric, F1Score, accuracy, error_rate, top_k_accuracy
-from fastai.optimizer import SGD, Adam
+from fastai.optimizer import SGD
 from fastai.torch_core import get_random_states
 from scipy.stats import ttest_rel
 from torch import nn
@@ -30,8 +33,10 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import RandomSampler
 
 from fastmix.all import CutMix, ManifoldMixUp, MixChoice, Mixer, MixUp
-from fastmix.compare import (AllRunsFailed, Comparison, History, OtherResults, arm_learner, arm_text, calls_of, compare, loss_text,
-                             metric_text, name_of, paired_difference, read_results, settings_of)
+from fastmix.compare.arm import RunLog, arm_learner, as_text, data_of, learner_texts, run_arm
+from fastmix.compare.results import Comparison, InUse, held, read_results
+from fastmix.compare.run import AllRunsFailed, OtherResults, compare
+from fastmix.compare.table import paired_difference
 
 pytestmark = pytest.mark.usefixtures('frozen')
 
@@ -179,8 +184,7 @@ def test_a_mixer_that_has_trained_begins_anew(make_learner, attached):
 def test_a_shared_model_is_refused(dls):
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
     def make(): return Learner(dls, model, loss_func=CrossEntropyLossFlat())
-    with pytest.raises(ValueError, match='new model each time.* the arm MixUp starts .* the arm none did'):
-        quietly(make, two_arms, once)
+    with pytest.raises(ValueError, match='MixUp, seed 42 is not like .*: weights: .* new model each time'): quietly(make, two_arms, once)
 
 
 def test_a_shared_learner_is_refused(make_learner):
@@ -195,7 +199,7 @@ def test_the_rows_of_a_comparison(make_learner):
     comparison = quietly(make_learner, arms, lambda learn: learn.fit(2), seeds=2, seed=5)
     runs = comparison.runs
     assert list(runs.columns) == ['arm', 'seed', 'status', 'epochs', 'train_loss', 'valid_loss', 'accuracy', 'seconds',
-                                  'cpu_seconds', 'weights', 'versions']
+                                  'cpu_seconds', 'weights', 'versions', 'steps', 'last_lr', 'data', 'order']
     assert list(zip(runs.arm, runs.seed)) == [(arm, seed) for seed in (5, 6) for arm in arms]
     assert (runs.status == 'finished').all() and (runs.epochs == 2).all() and (runs.seconds > 0).all()
     assert runs.train_loss.nunique() == 6 and list(runs.groupby('seed').weights.nunique()) == [1, 1]
@@ -269,10 +273,21 @@ def test_the_global_random_state_is_left_alone(make_learner):
 
 def test_progress(make_learner, capsys):
     compare(make_learner, two_arms | {'fails': Fail()}, once, seeds=2)
-    lines = [line for line in capsys.readouterr().out.splitlines() if ' (run ' in line or 'failed' in line]
-    assert re.fullmatch(r'none, seed 42: accuracy \d\.\d{4} \(run 1 of 6\)', lines[0])
-    assert re.fullmatch(r'MixUp, seed 42: accuracy \d\.\d{4} \(run 2 of 6, about \d+ s left\)', lines[1])
-    assert lines[2].startswith('fails, seed 42: failed: RuntimeError: out of memory: tried 1 GiB (run 3 of 6') and len(lines) == 6
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if ' (run ' in line]
+    assert re.fullmatch(r'none, seed 42: accuracy \d\.\d{4} \(run 1 of 6, about \d+ s left\)', lines[0])
+    assert re.fullmatch(r'MixUp, seed 42: accuracy \d\.\d{4}, [+-]\d\.\d{4} to none \(run 2 of 6, about \d+ s left\)', lines[1])
+    assert lines[2].startswith('fails, seed 42: failed: RuntimeError: out of memory: tried 1 GiB (run 3 of 6, about ') and len(lines) == 6
+    assert lines[5].endswith('(run 6 of 6)')
+    table = [line.split()[:2] for line in printed.splitlines() if re.match(r' *(arm|none|MixUp|fails) ', line)]
+    assert table == [['arm', 'seeds'], ['none', '1'], ['MixUp', '1'], ['fails', '0']] # After the first seed, and not after the last
+
+
+def test_what_a_run_gained_is_that_of_its_seed(make_learner, capsys):
+    comparison = compare(make_learner, two_arms, once, seeds=2)
+    gains = [float(gain) for gain in re.findall(r', ([+-].*?) to none', capsys.readouterr().out)]
+    by_seed = comparison.runs.pivot(index='seed', columns='arm', values='accuracy')
+    assert gains == [round(gain, 4) for gain in by_seed['MixUp'] - by_seed['none']]
 
 
 def test_no_progress(make_learner, capsys):
@@ -311,11 +326,10 @@ def test_names_of_measures_become_texts_and_keep_their_values(make_learner, tmp_
     assert first.runs.equals(both.runs[:1]) and '3.5000' in str(both)
 
 
-def test_a_mixer_that_make_learner_shares_begins_anew(make_learner):
-    mixer = MixUp()
-    one, other = (curves.drop(columns='arm').reset_index(drop=True) for _, curves in
-                  quietly(lambda: make_learner(cbs=mixer), {'one': None, 'other': None}, once).curves.groupby('arm'))
-    assert one.equals(other)
+@pytest.mark.parametrize('mixer', [MixUp(.3), FastaisMixUp(.3)])
+def test_a_learner_that_mixes_already_is_refused_at_once(make_learner, mixer):
+    with pytest.raises(ValueError, match=r'mixes already, with .*MixUp\(.*0\.3.*Leave the mixer to the arms'):
+        quietly(lambda: make_learner(cbs=mixer), two_arms, lambda learn: pytest.fail('training began'))
 
 
 def test_evaluate_adds_columns_or_replaces_them(make_learner):
@@ -342,7 +356,8 @@ def test_an_arm_whose_learner_cannot_be_made_fails_alone(make_learner, tmp_path)
     comparison = quietly(make, arms, once, folder=tmp_path)
     assert list(comparison.runs.status) == ['finished', 'failed: OutOfMemoryError: no memory', 'finished']
     again = quietly(make, arms, once, seeds=2, folder=tmp_path)
-    assert len(calls) == 8 and list(again.runs.status[:3]) == list(comparison.runs.status) and len(again.finished) == 5
+    assert len(calls) == 4 + 1 + 4 and len(again.finished) == 6 # A first look and three arms; a look, the failed one and the new seed
+
 
 def test_a_failed_run_is_recorded_and_the_others_go_on(make_learner, tmp_path):
     arms = {'fails': Fail(), 'diverges': Diverge(), 'none': None}
@@ -356,24 +371,41 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(make_learner, tmp_path):
     assert read_results(tmp_path).runs.equals(comparison.runs) and read_results(tmp_path).curves.equals(comparison.curves)
 
 
-def test_a_failed_run_is_not_repeated_until_its_line_is_deleted(make_learner, tmp_path):
-    arms, full = {'none': None, 'MixUp': MixUp()}, [True]
+def test_a_run_that_failed_is_tried_again(make_learner, tmp_path):
+    arms, full, fits = {'none': None, 'MixUp': MixUp()}, [True], []
     def fit(learn):
-        if full and hasattr(learn, 'mix_up'): raise RuntimeError('out of memory')
+        fits.append(hasattr(learn, 'mix_up'))
+        learn.fit(1)
+        if full and fits[-1]: raise RuntimeError('out of memory')
         learn.fit(1)
     first = quietly(make_learner, arms, fit, folder=tmp_path)
-    assert list(first.runs.status) == ['finished', 'failed: RuntimeError: out of memory']
-    full.clear()
-    assert quietly(make_learner, arms, fit, folder=tmp_path).runs.equals(first.runs)
-    lines = (tmp_path/'results.csv').read_text().splitlines(keepends=True)
-    (tmp_path/'results.csv').write_text(''.join(lines[:2]))
+    assert list(first.runs.status) == ['finished', 'failed: RuntimeError: out of memory'] and list(first.runs.epochs) == [2, 1]
     again = quietly(make_learner, arms, fit, folder=tmp_path)
-    assert list(again.runs.status) == ['finished']*2 and not again.curves.duplicated(['arm', 'seed', 'epoch']).any()
+    assert fits == [False, True, True] and list(again.runs.status) == list(first.runs.status)
+    full.clear()
+    fine = quietly(make_learner, arms, fit, folder=tmp_path)
+    assert fits == [False, True, True, True] and list(fine.runs.status) == ['finished']*2
+    assert list(fine.curves.groupby('arm').epoch.apply(list)) == [[1, 2], [1, 2]] and read_results(tmp_path).runs.equals(fine.runs)
+    assert quietly(make_learner, arms, fit).runs.accuracy.equals(fine.runs.accuracy)
+
+
+def test_a_loss_that_became_nan_is_tried_again_if_asked(make_learner, tmp_path):
+    fits = []
+    def fit(learn):
+        fits.append(learn)
+        learn.fit(4)
+    arms = {'none': None, 'diverges': Diverge(), 'stopped': [Diverge(), TerminateOnNaNCallback()]}
+    for n in (3, 3): quietly(make_learner, arms, fit, folder=tmp_path); assert len(fits) == n
+    runs = quietly(make_learner, arms, fit, folder=tmp_path, retry=True).runs
+    assert len(fits) == 5 and list(runs.status) == ['finished', *['failed: the loss is not a finite number']*2]
+    assert not read_results(tmp_path).curves.duplicated(['arm', 'seed', 'epoch']).any()
 
 
 def test_a_fit_that_ends_in_the_midst_of_an_epoch(make_learner):
-    arms = {'none': None, 'stopped': [Diverge(), TerminateOnNaNCallback()]}
-    runs = quietly(make_learner, arms, lambda learn: learn.fit(4)).runs
+    class Stop(Callback):
+        def after_batch(self):
+            if self.training and self.epoch == 2: raise CancelFitException
+    runs = quietly(make_learner, {'none': None, 'stopped': Stop()}, lambda learn: learn.fit(4)).runs
     assert list(runs.status) == ['finished', 'failed: the fit was ended in the midst of an epoch'] and list(runs.epochs) == [4, 2]
     early = EarlyStoppingCallback(monitor='valid_loss', min_delta=100) # this one ends it after an epoch
     assert set(quietly(lambda: make_learner(cbs=early), dict(none=None), lambda learn: learn.fit(4)).runs.status) == {'finished'}
@@ -384,10 +416,10 @@ def test_a_fit_that_is_ended_before_its_results_are_there(make_learner):
         def after_epoch(self):
             if self.epoch == 1: raise CancelFitException
     late = Stop()
-    late.order = History.order + 1
+    late.order = RunLog.order + 1
     assert list(quietly(make_learner, dict(none=None, late=late), lambda learn: learn.fit(4)).runs.epochs) == [4, 2]
     status = quietly(make_learner, dict(none=None, early=Stop()), lambda learn: learn.fit(4)).runs.status.iloc[1]
-    assert 'needs an order above' in status and str(History.order) in status
+    assert 'needs an order above' in status and str(RunLog.order) in status
 
 
 @pytest.mark.parametrize('wrong, message', [
@@ -400,12 +432,6 @@ def test_what_is_no_function_or_returns_nothing_useful_is_told_at_once(make_lear
     with pytest.raises(TypeError, match=message): quietly(**{**dict(make_learner=make_learner, arms=dict(a=None, b=MixUp()), fit=fit, seeds=3), **wrong})
     assert len(trained) <= 1
     with pytest.raises(TypeError, match='got a Learner'): quietly(make_learner(), dict(a=None), fit)
-
-
-@pytest.mark.parametrize('one, other', [(slice(1e-4, 1e-3), slice(1e-2, 1e-1)), (np.float32(.1), np.float32(.2)), (np.int64(1), np.int64(2))], ids=['slice', 'float32', 'int64'])
-def test_settings_tell_numbers_of_numpy_and_slices_apart(make_learner, one, other):
-    def text(value): return settings_of(make_learner(), lambda learn: learn.fit(1, lr=value))['fit']
-    assert text(one) == text(one) != text(other)
 
 
 def test_a_seed_of_numpy(make_learner):
@@ -471,58 +497,86 @@ def test_without_validation(make_learner):
     assert comparison.measures == ['train_loss', 'score'] and comparison.judged_by()[0] == 'score'
 
 
-# ---- settings
+# ---- what runs are made of
 
-def test_what_a_fit_calls():
-    n, rates, log = 5, (1e-3, 1e-2), []
-    def fit(learn, wd=.1, *, div=25): log.append(learn.fit_one_cycle(n, rates[0]))
-    def wrapped(f):
-        @wraps(f)
-        def g(learn): return f(learn)
-        return g
-    class Fit:
-        def __init__(self, n): self.n = n
-        def __call__(self, learn): learn.fit(self.n)
-        def train(self, learn): learn.fit(3)
-    assert calls_of(fit) == 'append fit_one_cycle n=5 rates=(0.001, 0.01) 0 0.1 div=25'
-    assert calls_of(wrapped(fit)) == calls_of(fit)
-    assert calls_of(partial(fit, div=3)) == calls_of(fit) + ' div=3'
-    assert calls_of(Fit(2)) == 'Fit n=2' and calls_of(Fit(2).train) == 'fit 3' and calls_of(Fit) == 'Fit'
-    assert calls_of(print) == 'print' and calls_of(partial(print, fit, object())) == 'print fit <object object>'
-    assert calls_of(lambda learn: (learn.fit(2), learn.fine_tune(3))) == 'fit 2 fine_tune 3'
-    assert '3' in calls_of(lambda learn: [learn.fit(i) for i in (n, n*3)])
-    config = SimpleNamespace(epochs=7, sub=SimpleNamespace(lr=.5), model=nn.ReLU())
-    assert calls_of(lambda learn: learn.fit(config.epochs, config.sub.lr)) == 'fit epochs=7 sub lr=0.5'
-    def early(): return calls_of(lambda learn: learn.fit(later))
-    assert early() == 'fit'
-    later = 3
-    assert early() == 'fit later=3'
-    long = (0,)*1000
-    def many(learn): learn.fit(long)
-    assert len(calls_of(many)) < 250
+def made_of(make_learner, fit, mixer=None, **kwargs): return run_arm(make_learner, mixer, fit, **kwargs)[2]
 
 
-def test_names():
-    assert name_of(partial(Adam, wd=.1, sqr_mom=.9)) == 'Adam sqr_mom=0.9 wd=0.1'
-    assert name_of(CrossEntropyLossFlat()) == 'CrossEntropyLossFlat' and name_of(SGD) == 'SGD'
+def differing(one, other): return [name for name in one | other if one.get(name) != other.get(name)]
+
+
+def test_what_a_fit_has_planned_is_read_off_the_learner(make_learner):
+    config, plain = dict(epochs=2), made_of(make_learner, lambda learn: learn.fit_one_cycle(2, .01))
+    assert (plain['epochs'], plain['learning rate'], plain['batch size'], plain['steps']) == ('2', '0.0004 to 0.01', '8', '18')
+    def helper(learn, n): learn.fit_one_cycle(n, .01)
+    def logs(learn):
+        print('a line more')
+        helper(learn, config['epochs'])
+    assert made_of(make_learner, logs) == plain # The same, said in another way
+    config['epochs'] = 3
+    assert differing(made_of(make_learner, logs), plain) == ['epochs', 'steps', 'last rate']
+
+
+@pytest.mark.parametrize('fit, differs', [
+    (lambda learn: learn.fit_one_cycle(2, .02), ['learning rate', 'last rate']), (lambda learn: learn.fit(2, .01), ['learning rate', 'hyperparameters', 'last rate']),
+    (lambda learn: learn.fit_one_cycle(2, .01, moms=(.9, .8, .9)), ['hyperparameters']),
+    (lambda learn: learn.fit_one_cycle(2, slice(.001, .01)), []), (lambda learn: learn.fit_one_cycle(2, .01, wd=.3), ['hyperparameters']),
+    (lambda learn: learn.fit_one_cycle(2, .01, div=5), ['learning rate']), (lambda learn: learn.fit_one_cycle(2, .01, cbs=Watch()), ['callbacks', 'steps', 'last rate'])])
+def test_fits_are_told_apart(make_learner, fit, differs):
+    plain = made_of(make_learner, lambda learn: learn.fit_one_cycle(2, .01))
+    assert {*differing(made_of(make_learner, fit), plain)} == {*differs}
+
+
+def test_all_fits_count(make_learner):
+    twice = made_of(make_learner, lambda learn: (learn.fit(1), learn.fit(2, .01)))
+    assert (twice['epochs'], twice['epochs of fit 2'], twice['learning rate of fit 2'], twice['steps']) == ('1', '2', '0.01 to 0.01', '27')
+    for fit in (once, lambda learn: [learn.fit(n, lr) for n, lr in ((1, None), (2, .01), (1, None))]):
+        with pytest.raises(Exception, match='of fit [23]|steps'): made_of(make_learner, fit, expected=twice)
+
+
+def test_a_rate_that_was_searched_for_is_not_compared(make_learner):
+    def fit(rate):
+        def searched(learn):
+            learn.lr_find(num_it=5, show_plot=False)
+            learn.fit(1, rate)
+        return searched
+    one, other = (made_of(make_learner, fit(rate)) for rate in (.01, .02))
+    assert one['learning rate'] == 'searched for' and differing(one, other) == ['last rate']
+
+
+def test_what_a_callback_may_change_is_recorded_and_not_compared(make_learner):
+    row, _, made = run_arm(lambda: make_learner(cbs=EarlyStoppingCallback(monitor='valid_loss', min_delta=100)), None, lambda learn: learn.fit(4))
+    assert row['steps'] == 18 and row['last_lr'] == .05 and 'steps' not in made and made['epochs'] == '4'
+    assert 'steps' in made_of(make_learner, lambda learn: learn.fit(4), MixUp())
 
 
 def test_texts_of_arms():
-    assert arm_text(None) == 'no mixing'
-    assert arm_text(CutMix) == arm_text(CutMix())
-    assert arm_text([MixUp(.2), Watch]) == f'{arm_text(MixUp(.2))} and Watch()'
-    assert "layers=['2']" in arm_text(ManifoldMixUp('2'))
-    assert 'MixUp(alpha=0.2,' in arm_text(MixChoice(MixUp(.2), CutMix()))
-    assert ' at 0x' not in arm_text(Fail(object()))
+    assert as_text(None) == 'None' and as_text(CutMix) == 'CutMix'
+    assert as_text([MixUp(.2), Watch()]) == f'[{as_text(MixUp(.2))}, Watch()]'
+    assert 'layers=[2]' in as_text(ManifoldMixUp('2'))
+    assert 'MixUp(alpha=0.2,' in as_text(MixChoice(MixUp(.2), CutMix()))
+    assert ' at 0x' not in as_text(Fail(object()))
+
+
+def test_mixers_that_differ_in_any_argument_have_other_texts():
+    texts = [as_text(mixer) for mixer in (MixUp(), MixUp(.5), MixUp(per='batch'), MixUp(p=.5), MixUp(start=.1), MixUp(seed=1), MixUp(fold=False), CutMix(), CutMix(targets='keep'))]
+    assert len({*texts}) == len(texts)
+
+
+def test_a_class_is_the_mixer_that_it_makes(make_learner):
+    assert learner_texts(make_learner(), CutMix) == learner_texts(make_learner(), CutMix())
 
 
 def test_a_callback_that_does_not_keep_its_arguments_is_told_by_what_it_holds():
     class Renames(Callback):
         def __init__(self, alpha): self.a = alpha
     for one, again, other in ([make(a) for a in (.2, .2, .9)] for make in (Renames, FastaisMixUp, lambda a: Renames([a, a]), lambda a: Renames({'a': a}), lambda a: Renames(torch.tensor([a])))):
-        assert arm_text(one) == arm_text(again) != arm_text(other)
-    assert arm_text(Renames(TorchDataLoader(pairs()))) == 'Renames(a=DataLoader)' and arm_text(Renames({'a', 'b'})) == 'Renames(a=set)'
-    assert len(arm_text(Renames([*range(10000)]))) < 500 and arm_text(Renames(torch.zeros(1000))) == 'Renames(a=Tensor)'
+        assert as_text(one) == as_text(again) != as_text(other)
+    assert as_text(Renames(TorchDataLoader(pairs()))).startswith('Renames(a=DataLoader(dataset=96 items') and as_text(Renames({'a', 'b'})) == 'Renames(a=set)'
+    assert as_text(Renames([*range(10000)])) == 'Renames(a=10000 items)' and as_text(Renames(torch.zeros(1000))) != as_text(Renames(torch.ones(1000)))
+    itself = Renames(None)
+    itself.a = itself
+    assert len(as_text(itself)) < 100
 
 
 def test_what_a_fit_changes_is_no_setting(make_learner, tmp_path):
@@ -539,57 +593,139 @@ def test_what_a_fit_changes_is_no_setting(make_learner, tmp_path):
     shared, loss = Counts(), Logs(2.)
     def make(): return make_learner(cbs=shared, loss_func=loss)
     for seeds in (1, 2): assert len(quietly(make, dict(none=None), once, seeds=seeds, folder=tmp_path).finished) == seeds
-    assert shared.n and loss.last and loss_text(loss) == 'Logs scale=2.0'
+    assert shared.n and loss.last and as_text(loss) == 'Logs(scale=2.0)'
 
 
-@pytest.mark.parametrize('change', [dict(metrics=error_rate), dict(lr=.1), dict(wd=.1), dict(cbs=Watch()), dict(opt_func=SGD),
-                                    dict(loss_func=nn.CrossEntropyLoss()), dict(loss_func=CrossEntropyLossFlat(label_smoothing=.1)),
-                                    dict(loss_func=CrossEntropyLossFlat(weight=torch.tensor([1., 2., 3.])))])
-def test_settings_tell_learners_apart(make_learner, change):
-    now, other = settings_of(make_learner(), once), settings_of(make_learner(**change), once)
-    assert sum(now[name] != other[name] for name in now) == 1
+@pytest.mark.parametrize('change, name', [(dict(metrics=error_rate), 'metrics'), (dict(cbs=Watch()), 'callbacks'), (dict(opt_func=SGD), 'optimizer'),
+                                    (dict(loss_func=nn.CrossEntropyLoss()), 'loss'), (dict(loss_func=CrossEntropyLossFlat(label_smoothing=.1)), 'loss'),
+                                    (dict(loss_func=CrossEntropyLossFlat(weight=torch.tensor([1., 2., 3.]))), 'loss')])
+def test_learners_are_told_apart(make_learner, change, name):
+    assert differing(learner_texts(make_learner()), learner_texts(make_learner(**change))) == [name]
 
 
 @pytest.mark.parametrize('make, one, other', [
     (lambda x: dict(metrics=partial(top_k_accuracy, k=x)), 1, 2), (lambda x: dict(metrics=F1Score(average=x)), 'macro', 'micro'),
     (lambda x: dict(metrics=AccumMetric(accuracy, thresh=x)), None, .5), (lambda x: dict(loss_func=LabelSmoothingCrossEntropy(x)), .1, .2),
     (lambda x: dict(loss_func=nn.CrossEntropyLoss(torch.tensor([1., 1., x]))), 1., 2.), (lambda x: dict(loss_func=FocalLossFlat(gamma=x)), 2., 3.)])
-def test_settings_tell_arguments_of_losses_and_metrics_apart(make_learner, make, one, other):
-    one, again, other = (settings_of(make_learner(**make(x)), once) for x in (one, one, other))
-    assert one == again and sum(one[name] != other[name] for name in one) == 1
+def test_arguments_of_losses_and_metrics_are_told_apart(make_learner, make, one, other):
+    one, again, other = (learner_texts(make_learner(**make(x))) for x in (one, one, other))
+    assert one == again and len(differing(one, other)) == 1
 
 
-def test_settings_of_losses_and_metrics():
-    assert [loss_text(loss) for loss in (CrossEntropyLossFlat(), nn.CrossEntropyLoss(), F.cross_entropy)] == ['CrossEntropyLossFlat', 'CrossEntropyLoss', 'cross_entropy']
-    assert loss_text(CrossEntropyLossFlat(weight=torch.tensor([1., 2.]))) == 'CrossEntropyLossFlat weight=[1.0, 2.0]'
-    assert metric_text(AvgMetric(accuracy)) == 'accuracy' and metric_text(AvgMetric(partial(top_k_accuracy, k=2))) == 'top_k_accuracy k=2'
-
-
-def test_settings_tell_losses_of_ones_own_apart(make_learner):
-    def made(scale): return lambda pred, y: scale*F.cross_entropy(pred, y)
-    texts = [loss_text(loss) for loss in (made(1.), made(2.), lambda pred, y: F.cross_entropy(pred, y, label_smoothing=.1), lambda pred, y: F.cross_entropy(pred, y, label_smoothing=.2))]
-    assert len({*texts}) == 4 and loss_text(made(1.)) == texts[0]
-
-
-def test_settings_tell_layers_and_batches_apart():
+def test_layers_and_batches_are_told_apart():
     def make(drop=.1, bs=8):
         dl = TorchDataLoader(pairs(24), bs)
         return Learner(DataLoaders(dl, dl), nn.Sequential(nn.Flatten(), nn.Dropout(drop), nn.Linear(36, 3)), loss_func=nn.CrossEntropyLoss())
-    now = settings_of(make(), once)
-    assert settings_of(make(), once) == now
-    for other, name in ((make(drop=.9), 'model'), (make(bs=4), 'batch')): assert [k for k, v in settings_of(other, once).items() if v != now[k]] == [name]
+    now = learner_texts(make())
+    assert learner_texts(make()) == now
+    for other, name in ((make(drop=.9), 'model'), (make(bs=4), 'batch size')): assert differing(learner_texts(other), now) == [name]
+
+
+def test_fastais_mixup_is_an_arm_as_any_and_named_with_its_module(make_learner, tmp_path):
+    arms = {'none': None, 'ours': MixUp(), "fastai's": FastaisMixUp(.4)}
+    comparison = quietly(make_learner, arms, lambda learn: learn.fit(2), seeds=2, folder=tmp_path)
+    assert len(comparison.finished) == 6 and list(comparison.runs.groupby('seed')[['weights', 'data', 'order']].nunique().max()) == [1]*3
+    assert comparison.runs.groupby('seed').train_loss.nunique().tolist() == [3, 3]
+    assert comparison.made_of["fastai's"]['callbacks'].startswith('[fastai.callback.mixup.MixUp(distrib=Beta(') and '0.4' in comparison.made_of["fastai's"]['callbacks']
+    assert comparison.made_of['ours']['callbacks'].startswith('[MixUp(alpha=0.4') and quietly(make_learner, arms, once, seeds=2, folder=tmp_path).runs.equals(comparison.runs)
+
+
+# ---- what runs start from
+
+def save_files(folder, n=12, size=8):
+    from PIL import Image
+    for i in range(n):
+        (folder/'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (size, size, 3), np.uint8)).save(folder/'ab'[i % 2]/f'{i}.png')
+
+
+def image_learner(folder, **kwargs):
+    from fastai.vision.data import ImageDataLoaders
+    dls = ImageDataLoaders.from_folder(folder, valid_pct=.25, bs=4, num_workers=0, seed=1, **kwargs)
+    return Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+
+
+def test_photos_that_have_changed_are_refused(tmp_path):
+    save_files(tmp_path/'photos')
+    call = partial(quietly, lambda: image_learner(tmp_path/'photos'), two_arms, once, folder=tmp_path/'out')
+    first = call()
+    assert call().runs.equals(first.runs)
+    (tmp_path/'photos').rename(tmp_path/'moved')
+    moved = partial(quietly, lambda: image_learner(tmp_path/'moved'), two_arms, once, folder=tmp_path/'out')
+    assert moved().runs.equals(first.runs)
+    image = tmp_path/'moved'/'a'/'0.png'
+    content = image.read_bytes()
+    image.write_bytes(content + b'x') # The same number of files
+    for seeds in (1, 2):
+        with pytest.raises(OtherResults, match=r'all arms: data: 9 \+ 3 samples, \w+ there, 9 \+ 3 samples, \w+ now.*give another folder'): moved(seeds=seeds)
+    image.write_bytes(content)
+    image.rename(tmp_path/'moved'/'b'/'0.png') # Another label
+    with pytest.raises(OtherResults, match='data: '): moved(seeds=2)
+    (tmp_path/'moved'/'b'/'0.png').rename(image)
+    assert len(moved(seeds=2).finished) == 4 and moved(seeds=2).runs[:2].equals(first.runs)
+
+
+def fewer(data): return torch.utils.data.Subset(data, range(20))
+
+
+@pytest.mark.parametrize('change', ['x', 'y'])
+@pytest.mark.parametrize('make', [lambda x, y: list(zip(x, y)), lambda x, y: torch.utils.data.TensorDataset(x, y), lambda x, y: fewer(torch.utils.data.TensorDataset(x, y))])
+def test_the_data_of_any_loader_has_a_fingerprint(make, change):
+    x, y = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+    def fingerprint(x, y): return data_of(DataLoaders(TorchDataLoader(make(x, y), 8), TorchDataLoader(make(x, y), 8)))
+    before = fingerprint(x, y)
+    assert fingerprint(x.clone(), y.clone()) == before
+    (x if change == 'x' else y)[3] += 1
+    assert fingerprint(x, y) != before
+
+
+def test_the_data_of_a_table_has_a_fingerprint():
+    def fingerprint(table): return data_of(DataBlock((CategoryBlock, CategoryBlock), get_x=ColReader('a'), get_y=ColReader('y'),
+                                                     splitter=IndexSplitter([0, 1])).dataloaders(table, bs=2))
+    table = pd.DataFrame(dict(a=[*'abcdef'], y=[*'uvuvuv']))
+    before = fingerprint(table)
+    assert fingerprint(table.copy()) == before
+    table.loc[4, 'y'] = 'v'
+    assert fingerprint(table) != before
+
+
+def test_data_that_cannot_be_seen_have_a_length_or_nothing(make_learner):
+    class Hidden(torch.utils.data.Dataset):
+        def __len__(self): return 16
+        def __getitem__(self, i): raise AssertionError('loaded')
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self): yield from pairs(8)
+    assert data_of(DataLoaders(TorchDataLoader(Hidden()), TorchDataLoader(Stream()))).startswith('16 + some samples, ')
+
+
+def test_another_order_of_the_data_is_refused(make_learner):
+    calls = []
+    def make():
+        calls.append(1)
+        learn = make_learner()
+        learn.dls = DataLoaders(DataLoader(pairs()[:72], bs=8, shuffle=len(calls) < 3, drop_last=True), learn.dls.valid)
+        return learn
+    with pytest.raises(OtherResults, match='MixUp, seed 42 .*: order: .* the batches must come in the same order'): quietly(make, two_arms, once)
+
+
+def test_each_seed_may_have_data_of_its_own(make_learner, tmp_path):
+    def make():
+        learn, first = make_learner(), torch.initial_seed() % 2
+        learn.dls = DataLoaders(DataLoader(pairs()[first:48+first], bs=8, shuffle=True, drop_last=True), learn.dls.valid)
+        return learn
+    for seeds in (1, 2): runs = quietly(make, two_arms, once, seeds=seeds, folder=tmp_path).runs
+    assert runs.groupby('seed').data.nunique().tolist() == [1, 1] and runs.data.nunique() == 2
 
 
 def test_settings_can_be_anything(make_learner, tmp_path):
     given = dict(path=tmp_path, n=np.int64(3), sizes=(1, 2))
     for _ in range(2): quietly(make_learner, dict(none=None), once, folder=tmp_path/'out', settings=given)
-    settings = read_results(tmp_path/'out').settings
-    assert settings['path'] == str(tmp_path) and settings['n'] == '3' and settings['sizes'] == [1, 2]
+    assert read_results(tmp_path/'out').settings == dict(path=str(tmp_path), n='3', sizes=[1, 2])
 
 
 # ---- results in a folder
 
-def files(folder): return {path.name: path.read_bytes() for path in folder.iterdir()}
+def files(folder): return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != '.lock'}
 
 
 def test_more_seeds_and_arms_join(make_learner, tmp_path):
@@ -607,13 +743,25 @@ def test_more_seeds_and_arms_join(make_learner, tmp_path):
     assert len(fits) == 6 and len(fewer.runs) == 1 and len(read_results(tmp_path).runs) == 6
 
 
-def test_runs_of_another_process_are_left_alone(make_learner, tmp_path):
+def test_a_second_comparison_in_the_same_folder_is_told_at_once(make_learner, tmp_path):
+    told = []
     def fit(learn):
+        with pytest.raises(InUse, match='another comparison is writing to .*: wait for its end, or give another folder'):
+            quietly(make_learner, dict(other=CutMix()), lambda learn: told.append('trained'), folder=tmp_path)
+        told.append('refused')
         once(learn)
-        if hasattr(learn, 'mix_up'): quietly(make_learner, dict(other=CutMix()), once, folder=tmp_path, settings=dict(fit='the same'))
-    with pytest.raises(OtherResults, match='another comparison has written to .* in the meantime'):
-        quietly(make_learner, two_arms, fit, folder=tmp_path, settings=dict(fit='the same'))
-    assert list(read_results(tmp_path).runs.arm) == ['none', 'other'] and {path.name for path in tmp_path.iterdir()} == {'settings.json', 'results.csv', 'curves.csv'}
+    first = quietly(make_learner, two_arms, fit, folder=tmp_path)
+    assert told == ['refused']*2 and len(first.finished) == 2 and read_results(tmp_path).runs.equals(first.runs)
+    assert len(quietly(make_learner, dict(other=CutMix()), once, folder=tmp_path).finished) == 1 # When it has ended
+
+
+def test_a_dead_process_holds_no_lock(tmp_path):
+    code = f'from pathlib import Path; from fastmix.compare.results import held; import time\nwith held(Path({str(tmp_path)!r})): print("held", flush=True); time.sleep(99)'
+    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == 'held\n'
+        with pytest.raises(InUse): held(tmp_path)
+        process.kill()
+    with held(tmp_path): pass
 
 
 def test_results_are_read_as_they_were_written(make_learner, tmp_path):
@@ -626,18 +774,33 @@ def test_results_are_read_as_they_were_written(make_learner, tmp_path):
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(fit=lambda learn: learn.fit(2)), 'fit: fit 1 there, fit 2 now'),
-    (dict(arms={'none': None, 'MixUp': MixUp(.9)}), r'arm MixUp: MixUp\(alpha=0.4.* there, MixUp\(alpha=0.9.* now'),
-    (dict(settings=dict(note='other')), 'note: None there, other now'),
-    (dict(evaluate=lambda learn: {'test': 1}), "evaluate: None there, 'test' 1 now"),
+    (dict(fit=lambda learn: learn.fit(2), seeds=2), 'none, seed 43 is not like .* not written: epochs: 1 there, 2 now'),
+    (dict(evaluate=lambda learn: {'test': 1}, seeds=2), 'none, seed 43 is not like .*: measures: train_loss, valid_loss, accuracy there, train_loss, valid_loss, accuracy, test now'),
+    (dict(fit=lambda learn: (learn.fit(1), learn.fit(1)), seeds=2), 'none, seed 43 is not like .*: steps: 9 there, 18 now'),
+    (dict(fit=lambda learn: learn.fit(1, .01), seeds=2), 'learning rate: 0.05 to 0.05 there, 0.01 to 0.01 now'),
+    (dict(arms={'none': None, 'MixUp': MixUp(.9)}), r'something else \(MixUp: callbacks: \[MixUp\(alpha=0.4.* there, \[MixUp\(alpha=0.9.* now'),
+    (dict(settings=dict(note='other')), r'results of other settings \(note: None there, other now'),
 ])
-def test_results_of_other_settings_are_refused(make_learner, tmp_path, change, message):
+def test_runs_that_are_made_of_something_else_are_refused(make_learner, tmp_path, change, message):
     given = dict(arms=two_arms, fit=once, folder=tmp_path)
     quietly(make_learner, **given)
     before = files(tmp_path)
-    with pytest.raises(OtherResults, match=f'holds results of other settings .*{message}.*give another folder'):
-        quietly(make_learner, **given | change)
-    assert files(tmp_path) == before
+    with pytest.raises(OtherResults, match=f'{message}.*give another folder'): quietly(make_learner, **given | change)
+    assert {name: text for name, text in files(tmp_path).items()} == before
+
+
+def test_a_long_training_is_refused_before_it(make_learner, tmp_path):
+    batches = []
+    class Count(Callback):
+        order = -200
+        def before_batch(self): batches.append(1)
+    config = dict(epochs=1)
+    def fit(learn): learn.fit(config['epochs'])
+    quietly(lambda: make_learner(cbs=Count()), two_arms, fit, folder=tmp_path)
+    batches.clear()
+    config['epochs'] = 50
+    with pytest.raises(OtherResults, match='epochs: 1 there, 50 now'): quietly(lambda: make_learner(cbs=Count()), two_arms, fit, seeds=2, folder=tmp_path)
+    assert not batches
 
 
 def cut(name, n): return lambda folder: (folder/name).write_bytes((folder/name).read_bytes()[:-n])
@@ -674,7 +837,7 @@ def test_weights_of_earlier_runs_are_compared(make_learner, tmp_path):
     quietly(make_learner, dict(none=None), once, folder=tmp_path)
     runs = read_results(tmp_path).runs.assign(weights='00000000', versions='torch 1.0')
     runs.to_csv(tmp_path/'results.csv', index=False)
-    with pytest.raises(OtherResults, match='cannot be compared .* MixUp .* other weights .* none .*torch 1.0.*give another folder'):
+    with pytest.raises(OtherResults, match='MixUp, seed 42 is not like .*: weights: 00000000 there, .*torch 1.0; now .*give another folder'):
         quietly(make_learner, two_arms, once, folder=tmp_path)
 
 

@@ -120,7 +120,7 @@ def test_a_link_to_a_folder_above_adds_no_images(tmp_path):
     save_classes(tmp_path, cat=6, dog=6)
     (tmp_path/'cat'/'again').symlink_to(tmp_path, target_is_directory=True)
     images = folder_images(tmp_path)
-    assert len(images.train) + len(images.valid) == 12 and set(images.skipped.values()) == {'a link to another of the images'}
+    assert len(images.train) + len(images.valid) == 12 and images.skipped == {}
     assert not any('again' in path.parts for path, _ in images.train + images.valid)
 
 

@@ -13,8 +13,8 @@ from fastai.data.load import DataLoader
 from fastcore.docments import docments
 from nbdev.process import NBProcessor
 
-from fastmix.all import Batch, MixChoice, MixedBatch, Mixer, MixUp, all_mixers, arguments, check_mixer, mix_rng, show_mix, show_mixers
-from fastmix.compare import arm_text
+from fastmix.all import Batch, GuidedMixUp, MixChoice, MixedBatch, Mixer, MixUp, TransMix, all_mixers, arguments, check_mixer, mix_rng, show_mix, show_mixers
+from fastmix.compare.arm import as_text
 from fastmix.mixer import example_batch
 from helpers import Spy, check_all, learner
 
@@ -81,8 +81,8 @@ def test_arguments_that_make_no_sense(cls):
 @every_method
 def test_two_that_differ_in_whatever_argument_have_other_texts(cls):
     "In an inherited one, too"
-    texts = {arm_text(make(cls))} | {arm_text(make(cls, **given)) for given in (dict(p=.5), dict(start=.1), dict(stop=.9), dict(seed=3))}
-    if cls is not MixChoice: texts |= {arm_text(make(cls, targets='union')), arm_text(make(cls, beside=True)), *(arm_text(of(cls, per)) for per in pers(cls))}
+    texts = {as_text(make(cls))} | {as_text(make(cls, **given)) for given in (dict(p=.25), dict(start=.1), dict(stop=.9), dict(seed=3))}
+    if cls is not MixChoice: texts |= {as_text(make(cls, targets='union')), as_text(make(cls, beside=True)), *(as_text(of(cls, per)) for per in pers(cls))}
     assert len(texts) == (5 if cls is MixChoice else 6 + len(pers(cls)))
     assert set(arguments(make(cls))) == {name.strip('*') for name in inspect.signature(cls).parameters}
 
@@ -138,6 +138,7 @@ def test_bytes_are_mixed_or_refused(cls):
 
 @images
 def test_two_ranks_draw_differently(cls, monkeypatch):
+    if cls is GuidedMixUp: pytest.skip('nothing of it is random but whether a batch is mixed')
     def drawn(rank):
         monkeypatch.setenv('RANK', str(rank))
         mixer = make(cls, seed=1)
@@ -149,7 +150,8 @@ def test_two_ranks_draw_differently(cls, monkeypatch):
 
 @classes
 def test_in_a_fit_and_in_a_choice(cls):
-    for mixer in make(cls, seed=1), MixChoice(make(cls), MixUp(), seed=1):
+    if cls is TransMix: pytest.skip('it needs a network with attention: tests/methods/test_transmix.py and test_family.py have one')
+    for mixer in make(cls, seed=1, p=1.), MixChoice(make(cls, p=1.), MixUp(), seed=1):
         learn = learner([mixer, spy := Spy()], batches=3)
         learn.fit(1)
         if not cls.reweighs: check_all(spy, 3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
-from fastai.callback.schedule import SchedLin
+from fastai.callback.schedule import SchedCos, SchedLin
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.losses import CrossEntropyLossFlat
@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader as TorchLoader
 
 from fastmix.all import Batch, CutMix, ManifoldMixUp, MixChoice, MixUp, Mixer, mix_rng, show_mix, show_mixers, without_hesitation
+from fastmix.compare.arm import as_text
 from fastmix.mixer import class_partners
 from helpers import Spy, learner, linear, loaders, samples, weighted
 
@@ -297,6 +298,11 @@ def test_what_a_function_gives_is_checked_when_it_is_given():
     with pytest.raises(TypeError, match="`p`.*got 'yes'"): MixUp(p=lambda done: 'yes')
     with pytest.raises(ValueError, match='`alpha`.*got 0.0'): MixUp(alpha=SchedLin(1., 0.))
     with pytest.raises(ValueError, match='`alpha`'): CutMix(alpha=lambda done: -1 if done == .5 else 1)
+
+
+def test_schedules_are_told_apart_and_copied():
+    assert len({as_text(MixUp(p=p)) for p in (SchedLin(1., 0.), SchedLin(1., .5), SchedCos(1., 0.), without_hesitation, 1.)}) == 5
+    assert copy.deepcopy(MixUp(alpha=SchedLin(1., .2))).alpha(.5) == pytest.approx(.6)
 
 
 def test_without_hesitation():

@@ -27,7 +27,9 @@ from PIL import Image
 from torch import nn
 
 from fastmix.all import CutMix, ManifoldMixUp, MixChoice, MixUp
-from fastmix.compare import compare, read_results
+from fastmix.compare.report import batch_pictures
+from fastmix.compare.results import read_results
+from fastmix.compare.run import compare
 from fastmix.data import digit_images, image_dls
 
 pytestmark = pytest.mark.usefixtures('frozen')
@@ -114,7 +116,7 @@ def test_no_other_file_belongs_to_it(report):
 
 
 def test_the_picture_of_a_mix_is_mixed(comparison):
-    pictures = comparison.batch_pictures()
+    pictures = batch_pictures(comparison.make_learner, comparison.arms, 42)
     titles = {arm: [ax.get_title() for ax in fig.axes] for arm, fig in pictures.items()}
     assert all(' + ' not in title for title in titles['none']) and len(titles['none']) == 4
     for arm in ('<b>Mix & "Up"</b>', 'Cut_Mix', 'choice'): assert all(re.match(r'\d\.\d\d \w+\s\+ \d\.\d\d \w+', title) for title in titles[arm])

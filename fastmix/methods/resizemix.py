@@ -101,7 +101,7 @@ def each_region(self:Shrunk, regions):
     pairs = enumerate(zip(self.partner.tolist(), regions))
     if len(regions) > 1: return [(slice(i, i+1), slice(j, j+1), region) for i, (j, region) in pairs]
     if self.shift is None: return [(slice(None), self.rows[0], regions[0])]
-    return [(own, partner, regions[0]) for own, partner in self.halves()]
+    return [(own, partner, regions[0]) for own, partner in self.pairs()]
 
 @patch
 def by_copies(self:Shrunk, t, source, regions):

@@ -36,7 +36,7 @@ class Columns(Mix):
         own = self.own[:, at:at+t.shape[1]]
         if t.ndim != 2 or own.shape[1] != t.shape[1]:
             raise ValueError(f"this mix swaps {self.own.shape[1]} columns, and got a tensor of shape {tuple(t.shape)}")
-        return self.by_halves(where, t, source, to_device(own, t))
+        return self.by_pairs(where, t, source, to_device(own, t))
 
 # %% ../../nbs/methods/tabularswap.ipynb #11c2fe2e
 @patch

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastmix.all import Batch, CutMix, MixChoice, MixUp, Paste, Targets, arguments, check_mixer, mix_rng
-from fastmix.compare import arm_text
+from fastmix.compare.arm import as_text
 from test_family import Look, N, RootLoss, by_hand, classes, fit, learner, shares_seen
 
 per = pytest.mark.parametrize('per', ['batch', 'sample'])
@@ -166,7 +166,7 @@ def test_arguments_that_make_no_sense(given, error, match):
 
 def test_arguments_are_kept_and_told():
     assert CutMix().alpha == 1. and CutMix(sides=[.2, .8]).alpha is None and arguments(CutMix(sides=[.2, .8]))['sides'] == (.2, .8)
-    assert len({arm_text(mixer) for mixer in (CutMix(), CutMix(sides=(.2, .8)), CutMix(sides=(.3, .8)), CutMix(nominal=True))}) == 4
+    assert len({as_text(mixer) for mixer in (CutMix(), CutMix(sides=(.2, .8)), CutMix(sides=(.3, .8)), CutMix(nominal=True))}) == 4
     for mixer in CutMix(), CutMix(sides=(.2, .8)), CutMix(2., nominal=True): # What is told can be given again
         again = {name: value for name, value in arguments(mixer).items() if value is not None}
         assert arguments(CutMix(**again)) == arguments(mixer)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastmix.all import Batch, GMix, MixChoice, MixedBatch, MixUp, Targets, arguments, check_mixer, mix_rng
-from fastmix.compare import arm_text
+from fastmix.compare.arm import as_text
 from fastmix.loss import weighted_loss
 from fastmix.methods.gmix import bump
 from test_family import RootLoss, by_hand, classes, fit, shares_seen
@@ -180,5 +180,5 @@ def test_arguments_that_make_no_sense(given, error, match):
 def test_arguments_and_data():
     assert GMix().alpha == 1. and GMix(sigma=[.25, .5]).alpha is None and GMix(sigma=[.25, .5]).sigma == (.25, .5)
     assert arguments(GMix(2., None, 'sample')) == arguments(GMix()) | dict(alpha=2., per='sample')
-    assert len({arm_text(mixer) for mixer in (GMix(), GMix(sigma=(.25, .5)), GMix(sigma=(.3, .5)), GMix(.5))}) == 4
+    assert len({as_text(mixer) for mixer in (GMix(), GMix(sigma=(.25, .5)), GMix(sigma=(.3, .5)), GMix(.5))}) == 4
     with pytest.raises(ValueError, match='GMix mixes places.*1 to 3 spatial.*Use MixUp'): MixedBatch(GMix(), Batch((torch.rand(4, 5),), (torch.zeros(4).long(),)), mix_rng(0))
