@@ -121,7 +121,7 @@ class TestPages:
     def test_types_are_names(self, pages):
         shown = {page: re.findall(r'&lt;(?:built-in|class|function)[^&]*&gt;', pages[page].text) for _, page, _ in entries()}
         assert not {page: types for page, types in shown.items() if types}
-        assert '<code>callable</code>' in pages['compare.html'].text
+        assert '<code>callable</code>' in pages['compare/run.html'].text
 
     def test_the_home_page_has_a_title_of_its_own(self, pages):
         titles = {name: re.search('<title>(.*?)</title>', page.text)[1] for name, page in pages.items()}
@@ -418,7 +418,7 @@ class TestInABrowser:
 
     def test_code_that_is_cut_off_is_noticed(self, browser, address):
         window(browser, 1300)
-        browser.get(address + 'compare.html')
+        browser.get(address + 'compare/run.html')
         browser.execute_script("for (const o of document.querySelectorAll('pre > code')) o.style.whiteSpace = 'pre'")
         assert browser.execute_script(cut_off)
 

@@ -145,7 +145,7 @@ def test_nominal_keeps_what_a_mixer_promises(per):
     check_mixer(MixChoice(CutMix(nominal=True, per=per), MixUp()), draws=6)
 
 
-@pytest.mark.parametrize('mixer', [CutMix(sides=(.2, .8)), CutMix(sides=(.2, .8), per='sample'), CutMix(nominal=True), CutMix(nominal=True, per='sample')], ids=arm_text)
+@pytest.mark.parametrize('mixer', [CutMix(sides=(.2, .8)), CutMix(sides=(.2, .8), per='sample'), CutMix(nominal=True), CutMix(nominal=True, per='sample')], ids=as_text)
 def test_nothing_is_read_off_the_device(mixer):
     "Torch's meta device has no data, so reading it raises"
     x, mask = torch.zeros(8, 3, 16, 16, device='meta'), torch.zeros(8, 16, 16, device='meta').long()
