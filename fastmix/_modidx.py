@@ -246,6 +246,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'fastmix.data.LabelledImages.classes': ('data.html#labelledimages.classes', 'fastmix/data.py'),
                               'fastmix.data.LabelledImages.n_channels': ('data.html#labelledimages.n_channels', 'fastmix/data.py'),
                               'fastmix.data.LabelledImages.with_labels': ('data.html#labelledimages.with_labels', 'fastmix/data.py'),
+                              'fastmix.data.check_arrays': ('data.html#check_arrays', 'fastmix/data.py'),
                               'fastmix.data.check_classes': ('data.html#check_classes', 'fastmix/data.py'),
                               'fastmix.data.class_of': ('data.html#class_of', 'fastmix/data.py'),
                               'fastmix.data.digit_images': ('data.html#digit_images', 'fastmix/data.py'),
