@@ -128,6 +128,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastmix.compare.images.counted': ('compare/images.html#counted', 'fastmix/compare/images.py'),
                                         'fastmix.compare.images.describe': ('compare/images.html#describe', 'fastmix/compare/images.py'),
                                         'fastmix.compare.images.fill': ('compare/images.html#fill', 'fastmix/compare/images.py'),
+                                        'fastmix.compare.images.is_for_photos': ( 'compare/images.html#is_for_photos',
+                                                                                  'fastmix/compare/images.py'),
                                         'fastmix.compare.images.known_mixes': ( 'compare/images.html#known_mixes',
                                                                                 'fastmix/compare/images.py'),
                                         'fastmix.compare.images.learner_maker': ( 'compare/images.html#learner_maker',
