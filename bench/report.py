@@ -121,7 +121,7 @@ def cost(method, table=None):
     "What a method costs, in a sentence or two: mixing in multiples of the copy, drawing in milliseconds"
     table = page() if table is None else table
     rows = figures(table, 'methods')[lambda rows: rows.method == method]
-    if not len(rows): raise ValueError(f"{method} was not measured: `make bench BENCH='--page nbs/experiments/results/speed.csv'` does it")
+    if not len(rows): return f"{method} hasn't been measured yet: `make bench BENCH='--page nbs/experiments/results/speed.csv'` does it."
     case, by = rows.case.iloc[0], rows.set_index(['kind', 'per'])
     pers = [per for per in ('batch', 'sample') if ('call', per) in by.index]
     what = dict(batch='one draw for the batch', sample='one per sample')
