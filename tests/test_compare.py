@@ -275,7 +275,7 @@ def test_progress(make_learner, capsys):
     compare(make_learner, two_arms | {'fails': Fail()}, once, seeds=2)
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if ' (run ' in line]
-    assert re.fullmatch(r'none, seed 42: accuracy \d\.\d{4} \(run 1 of 6, about \d+ s left\)', lines[0])
+    assert re.fullmatch(r'none, seed 42: accuracy [0-9.]+ % \(run 1 of 6, about \d+ s left\)', lines[0])
     assert re.fullmatch(r'MixUp, seed 42: accuracy \d\.\d{4}, [+-]\d\.\d{4} to none \(run 2 of 6, about \d+ s left\)', lines[1])
     assert lines[2].startswith('fails, seed 42: failed: RuntimeError: out of memory: tried 1 GiB (run 3 of 6, about ') and len(lines) == 6
     assert lines[5].endswith('(run 6 of 6)')
@@ -287,7 +287,7 @@ def test_what_a_run_gained_is_that_of_its_seed(make_learner, capsys):
     comparison = compare(make_learner, two_arms, once, seeds=2)
     gains = [float(gain) for gain in re.findall(r', ([+-].*?) to none', capsys.readouterr().out)]
     by_seed = comparison.runs.pivot(index='seed', columns='arm', values='accuracy')
-    assert gains == [round(gain, 4) for gain in by_seed['MixUp'] - by_seed['none']]
+    assert gains == [round(100*gain, 2) for gain in by_seed['MixUp'] - by_seed['none']]
 
 
 def test_no_progress(make_learner, capsys):
@@ -908,7 +908,7 @@ def test_in_which_direction_a_measure_is_better(name, higher):
 
 def test_without_a_metric_the_validation_loss_decides(make_learner):
     comparison = quietly(lambda: make_learner(metrics=None), two_arms, once)
-    assert comparison.judged_by() == ('valid_loss', False) and 'valid loss against none (lower is better)' in comparison.for_reading()
+    assert comparison.judged_by() == ('valid_loss', False) and 'valid loss against none, lower is better' in comparison.for_reading()
     assert ', lower is better' in comparison.verdicts()[0]
 
 
