@@ -27,7 +27,13 @@ def direction_of(metric, higher_is_better):
 
 # %% ../../nbs/compare/table.ipynb #a0a91f44
 @patch(as_prop=True)
-def fair(self:Comparison): return [name for name in self.measures if not name.startswith('train_')]
+def fair(self:Comparison): return [name for name in self.totals if not name.startswith('train_')]
+
+# %% ../../nbs/compare/table.ipynb #a2f8cfb2
+per_class = 'accuracy of '
+
+@patch(as_prop=True)
+def totals(self:Comparison): return [name for name in self.measures if not name.startswith(per_class)]
 
 # %% ../../nbs/compare/table.ipynb #3e0fea81
 @patch
@@ -114,12 +120,12 @@ def for_reading(self:Comparison,
     "The table of the arms, rounded: `mean ± standard deviation`, `difference [interval]`, shares in percent"
     metric, higher_is_better = self.judged_by(metric, higher_is_better)
     table, direction = self.table(metric, higher_is_better, margin), direction_of(metric, higher_is_better)
-    percent, rows = {name: self.in_percent(name) for name in self.measures}, []
+    percent, rows = {name: self.in_percent(name) for name in self.totals}, []
     against = [f'{words(metric)} against {table.index[0]}', 'points' if percent[metric] else '', direction]
     against = ', '.join(filter(None, against))
     for arm, row in table.iterrows():
         line = dict(arm=arm, seeds=f'{row.seeds:.0f}' + (f' ({row.failed:.0f} failed)' if row.failed else ''))
-        for name in self.measures:
+        for name in self.totals:
             mean, spread = (told(row[column], percent[name]) for column in (name, f'{name}_sd'))
             line[words(name) + ', %'*percent[name]] = mean + (spread and f' ± {spread}')
         if len(table) > 1: line |= {against: '', 'verdict': ''}
