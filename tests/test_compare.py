@@ -276,7 +276,7 @@ def test_progress(make_learner, capsys):
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if ' (run ' in line]
     assert re.fullmatch(r'none, seed 42: accuracy [0-9.]+ % \(run 1 of 6, about \d+ s left\)', lines[0])
-    assert re.fullmatch(r'MixUp, seed 42: accuracy \d\.\d{4}, [+-]\d\.\d{4} to none \(run 2 of 6, about \d+ s left\)', lines[1])
+    assert re.fullmatch(r'MixUp, seed 42: accuracy [0-9.]+ %, [+-][0-9.]+ to none \(run 2 of 6, about \d+ s left\)', lines[1])
     assert lines[2].startswith('fails, seed 42: failed: RuntimeError: out of memory: tried 1 GiB (run 3 of 6, about ') and len(lines) == 6
     assert lines[5].endswith('(run 6 of 6)')
     table = [line.split()[:2] for line in printed.splitlines() if re.match(r' *(arm|none|MixUp|fails) ', line)]
@@ -937,7 +937,7 @@ def test_plot(make_learner):
     def make(): return make_learner(metrics=[accuracy, error_rate])
     comparison = quietly(make, two_arms, lambda learn: learn.fit(3), seeds=3)
     axes = comparison.plot('error_rate', figsize=(9, 3))
-    assert [ax.get_title() for ax in axes] == ['train loss', 'valid loss', 'accuracy', 'error rate', 'error rate against none']
+    assert [ax.get_title() for ax in axes] == ['train loss', 'valid loss', 'accuracy, %', 'error rate, %', 'error rate against none, points']
     assert list(axes[0].figure.get_size_inches()) == [9, 3]
     curves = comparison.curves.query('arm == "MixUp"').pivot(index='epoch', columns='seed', values='valid_loss')
     assert list(axes[1].lines[1].get_ydata()) == list(curves.mean(axis=1))

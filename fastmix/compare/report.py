@@ -9,6 +9,7 @@ __all__ = ['accuracy_per_class']
 import base64, io
 from contextlib import redirect_stdout
 from importlib.resources import files
+from numbers import Real
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,7 +19,6 @@ from fastai.callback.mixup import MixHandler
 from fastai.learner import Learner
 from fastai.torch_core import no_random
 from fastcore.basics import patch
-from fastcore.xtras import is_listy
 from fastcore.xml import H1, H2, Body, Details, Div, Figcaption, Figure, Head, Html, Img, Li, Link, Meta, P, Safe, Span
 from fastcore.xml import Style, Summary, Table, Tbody, Td, Th, Thead, Title, Tr, Ul, to_xml
 
@@ -155,8 +155,8 @@ def accuracy_per_class(
     learn:Learner, # Trained, with one label per sample and a `vocab`
 ) -> dict: # `{'accuracy of cat': .93, …}`; empty where there are no such classes
     "The share of the validation samples of each class that are right"
-    vocab = getattr(learn.dls, 'vocab', None)
-    if not is_listy(vocab) or not 1 < len(vocab) <= 100 or any(map(is_listy, vocab)): return {}
+    vocab = [*(getattr(learn.dls, 'vocab', None) or ())]
+    if not 1 < len(vocab) <= 100 or not all(isinstance(name, (str, Real)) for name in vocab): return {}
     with learn.no_bar(), learn.no_logging(): preds, targets = learn.get_preds(dl=learn.dls.valid)
     if not isinstance(targets, torch.Tensor) or targets.ndim != 1 or preds.ndim != 2: return {}
     right = (preds.argmax(1) == targets).float()

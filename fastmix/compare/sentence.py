@@ -34,7 +34,7 @@ def clause(arm, first, metric, higher_is_better, percent, margin, row):
 # %% ../../nbs/compare/sentence.ipynb #2d8d085d
 @patch
 def short_of(self:Comparison, metric, higher_is_better=None, margin=None):
-    "A difference worth showing, and how many more seeds would show it for the arms that can't be told from the first"
+    "How many more seeds would show which difference, of the arms that can't be told from the first"
     metric, higher_is_better = self.judged_by(metric, higher_is_better)
     table, differences = self.table(metric, higher_is_better, margin), self.differences(metric)
     first = abs(table[metric].iloc[0])
@@ -42,8 +42,10 @@ def short_of(self:Comparison, metric, higher_is_better=None, margin=None):
     open_arms = differences.index[table.verdict[1:].str.startswith('not ')]
     variance = pd.Series(shared_spread(differences.to_numpy())[0], differences.index)[open_arms].max()
     n = int(differences.notna().sum(axis=1)[open_arms].min()) if len(open_arms) else 0
-    if not (n >= 3 and size > 0 and variance > 0): return size, math.nan
-    return size, more_seeds(size, variance, n, max(1, self.tried), self.looks)
+    if not (n >= 3 and size > 0 and variance > 0): return {}
+    def more(size): return more_seeds(size, variance, n, max(1, self.tried), self.looks)
+    by_five = next((size*times for times in (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20) if more(size*times) <= 5), size)
+    return {by_five: more(by_five), size: more(size)}
 
 # %% ../../nbs/compare/sentence.ipynb #f94245cc
 def counted(n, name): return f"{n} {name}{'s'[:n != 1]}"
@@ -52,13 +54,14 @@ def listed(names): return ' and '.join(filter(None, [', '.join(names[:-1]), *nam
 
 @patch
 def what_next(self:Comparison, metric, higher_is_better=None, margin=None):
-    "What would tell the arms that can't be told from the first"
-    size, more = self.short_of(metric, higher_is_better, margin)
-    percent = self.in_percent(metric)
-    shown = f'{100*size:g} point{"s"[:size != .01]}' if percent else f'a difference of {size:g}'
-    if size == .01 and percent: shown = 'one point'
-    if math.isnan(more): return f'not even 200 more seeds would show {shown}, with this spread'
-    return f'with this spread, {more} more seed{"s"[:more != 1]} would show {shown}'
+    "What more seeds would show of the arms that can't be told from the first"
+    percent, parts = self.in_percent(metric), []
+    def shown(size): return f'{100*size:.3g} points'.replace('1 points', 'one point') if percent else f'a difference of {size:g}'
+    for size, more in self.short_of(metric, higher_is_better, margin).items():
+        if math.isnan(more): parts.append(f'{shown(size)} would take more than 200')
+        elif parts: parts.append(f'{shown(size)} would take {more}')
+        else: parts.append(f'with this spread, {counted(more, "more seed")} would show {shown(size)}')
+    return ', '.join(parts)
 
 # %% ../../nbs/compare/sentence.ipynb #8f79dd58
 @patch
@@ -80,7 +83,7 @@ def summary(self:Comparison,
         so_far = [f"{arm} {told(rows.difference[arm], percent, '+', 1)}{' points'*percent}" for arm in few if not math.isnan(rows.difference[arm])]
         text = f"{listed(few)}: no verdict, that takes 3 seeds, and 5 are better"
         parts.append(text + (f" (so far {', '.join(so_far)})" if so_far else ''))
-    return '; '.join(parts) + '.'
+    return '; '.join(filter(None, parts)) + '.'
 
 # %% ../../nbs/compare/sentence.ipynb #36a7f0c9
 @patch
@@ -88,10 +91,10 @@ def how_sure(self:Comparison):
     "By which rule the intervals were made"
     n, arms = self.finished.seed.nunique(), self.tried
     looks = [look for look in self.looks if 3 <= look < n]
-    among = f'all {arms} arms together (Dunnett)' if arms > 1 else 'one arm'
-    when = f"with the looks at {listed([*map(str, looks)])} seeds counted" if looks else 'a part of the 5 % kept for later looks'
+    among = f'counts all {arms} arms together (Dunnett)' if arms > 1 else 'is for one arm'
+    when = f"counts the looks at {listed([*map(str, looks)])} seeds" if looks else 'keeps a part for later looks'
     spread = ' The arms share their spread; one that scatters more has its own.' if arms > 1 else ''
-    return f'Where nothing helps, at most 5 of 100 such comparisons say better or worse: for {among}, {when}.{spread}'
+    return f'If mixing did nothing, at most 5 of 100 such comparisons would say better or worse: that {among}, and {when}.{spread}'
 
 @patch
 def measured_on(self:Comparison, metric):

@@ -123,14 +123,16 @@ def for_reading(self:Comparison,
     percent, rows = {name: self.in_percent(name) for name in self.totals}, []
     against = [f'{words(metric)} against {table.index[0]}', 'points' if percent[metric] else '', direction]
     against = ', '.join(filter(None, against))
+    def mean(row, name):
+        value, spread = (told(row[column], percent[name]) for column in (name, f'{name}_sd'))
+        return {words(name) + ', %'*percent[name]: value + (spread and f' ± {spread}')}
     for arm, row in table.iterrows():
         line = dict(arm=arm, seeds=f'{row.seeds:.0f}' + (f' ({row.failed:.0f} failed)' if row.failed else ''))
-        for name in self.totals:
-            mean, spread = (told(row[column], percent[name]) for column in (name, f'{name}_sd'))
-            line[words(name) + ', %'*percent[name]] = mean + (spread and f' ± {spread}')
+        line |= mean(row, metric)
         if len(table) > 1: line |= {against: '', 'verdict': ''}
         if arm != table.index[0]:
             gain = f"{told(row.difference, percent[metric], '+')} {interval(row, percent[metric])}".strip()
             line |= {against: gain, 'verdict': row.verdict}
+        for name in self.totals: line |= mean(row, name)
         rows.append(line | {'s/epoch': '' if math.isnan(row.seconds_per_epoch) else f'{row.seconds_per_epoch:.3g}'})
     return pd.DataFrame(rows)
