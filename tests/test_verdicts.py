@@ -143,13 +143,13 @@ def test_the_first_sentence():
 
 
 @pytest.mark.parametrize('metric, better, worse', [
-    ('accuracy', 'gains 2.0 points of accuracy', 'loses 2.0 points of accuracy'), ('error_rate', 'lowers the error rate by 2.0 points', 'raises the error rate by 2.0 points'),
-    ('mse', 'lowers the mse by 0.0200', 'raises the mse by 0.0200'), ('psnr', 'gains 0.0200 of psnr', 'loses 0.0200 of psnr')])
+    ('accuracy', 'gains 2.0 points of accuracy here,', 'loses 2.0 points'), ('error_rate', 'lowers the error rate by 2.0 points here,', 'raises it by 2.0 points'),
+    ('mse', 'lowers the mse by 0.0200 here,', 'raises it by 0.0200'), ('psnr', 'gains 0.0200 of psnr here,', 'loses 0.0200')])
 def test_in_the_direction_of_the_measure(metric, better, worse):
     sign = 1 if metric in ('accuracy', 'psnr') else -1
     values = {arm: [v + s*sign*d for v, d in zip(none, (.02, .021, .019, .02, .02))] for arm, s in dict(A=1, B=-1).items()}
     text = made(metric, none=none, **values).summary()
-    assert text.startswith(f'A {better} here, [') and f'; B {worse} here, [' in text and '-' not in text
+    assert text.startswith(f'A {better} [') and f'; B {worse} [' in text and '-' not in text
 
 
 def test_without_a_verdict():

@@ -17,16 +17,19 @@ from .table import direction_of, interval, told, words
 from .verdict import more_seeds, shared_spread
 
 # %% ../../nbs/compare/sentence.ipynb #e70cd7f1
-def clause(arm, first, metric, higher_is_better, percent, margin, row):
-    "What came of an arm that was decided"
+def clause(arm, first, metric, higher_is_better, percent, margin, row, is_first=True):
+    "What came of an arm that was decided; the measure is named once"
     low, high = sorted(abs(value) for value in (row.ci_low, row.ci_high))
     size, unit = told(abs(row.difference), percent, digits=1), ' points'*percent
     within = f'[{told(low, percent, digits=1)}, {told(high, percent, digits=1)}]'
     if row.verdict in ('better', 'worse') and higher_is_better:
         verb = 'gains' if row.verdict == 'better' else 'loses'
-        return f'{arm} {verb} {size}{unit} of {words(metric)} here, {within}'
+        of = f' of {words(metric)} here,' if is_first else ''
+        return f'{arm} {verb} {size}{unit}{of} {within}'
     if row.verdict in ('better', 'worse'):
-        return f"{arm} {'lowers' if row.verdict == 'better' else 'raises'} the {words(metric)} by {size}{unit} here, {within}"
+        verb = 'lowers' if row.verdict == 'better' else 'raises'
+        of, here = (f'the {words(metric)}', ' here,') if is_first else ('it', '')
+        return f'{arm} {verb} {of} by {size}{unit}{here} {within}'
     most = f'{told(margin, percent, digits=1)}{unit}'
     if row.verdict.startswith('the same'): return f'{arm} is the same as {first} within {most}'
     return f"{arm} is no {row.verdict.split()[1]} than {first} by more than {most}"
@@ -76,7 +79,8 @@ def summary(self:Comparison,
     first, rows = table.index[0], table.iloc[1:]
     if not len(rows): return ''
     said = rows[~rows.verdict.str.match('not |no verdict|no seed')].sort_values('difference', ascending=not higher_is_better)
-    parts = [clause(arm, first, metric, higher_is_better, percent, margin, row) for arm, row in said.iterrows()]
+    parts = [clause(arm, first, metric, higher_is_better, percent, margin, row, i == 0)
+             for i, (arm, row) in enumerate(said.iterrows())]
     unclear, few = ([*rows.index[rows.verdict.str.match(start)]] for start in ('not ', 'no verdict|no seed'))
     if unclear: parts += [f'{listed(unclear)} cannot be told from {first}', self.what_next(metric, higher_is_better, margin)]
     if few:
