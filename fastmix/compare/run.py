@@ -25,7 +25,8 @@ from fastcore.foundation import L
 from .arm import Differs, arm_learner, as_text, data_of, learner_texts
 from .arm import no_number, run_arm, start, taken, versions
 from .results import Comparison, held, no_runs, read_results, write_results
-from .table import number, words
+from .sentence import note_look
+from .table import told, words
 from ..mixer import Mixer
 
 # %% ../../nbs/compare/run.ipynb #cce71a0d
@@ -152,8 +153,9 @@ def outcome(result, first):
     if run.status != 'finished' or not result.fair: return run.status
     name = result.judged_by()[0]
     base = result.finished.query('arm == @first and seed == @run.seed')[name]
-    gain = f', {number(run[name] - base.iloc[0], "+")} to {first}' if len(base) and run.arm != first else ''
-    return f'{words(name)} {number(run[name])}{gain}'
+    percent = result.in_percent(name)
+    gain = f', {told(run[name] - base.iloc[0], percent, "+")} to {first}' if len(base) and run.arm != first else ''
+    return f'{words(name)} {told(run[name], percent)}{" %"*percent}{gain}'
 
 # %% ../../nbs/compare/run.ipynb #c3bdb1bb
 def tell(result, wanted, missing, i):
@@ -171,7 +173,7 @@ def of(self:Comparison, wanted, **kwargs):
     "Only the `wanted` runs, pairs of arm and seed, as far as they are there, in their order"
     keys = pd.DataFrame(wanted, columns=['arm', 'seed'])
     curves = keys.merge(self.curves) if len(self.curves) else self.curves
-    return Comparison(keys.merge(self.runs), curves, self.settings, self.made_of, **kwargs)
+    return Comparison(keys.merge(self.runs), curves, self.settings, self.made_of, self.looks, **kwargs)
 
 # %% ../../nbs/compare/run.ipynb #929a9de9
 def compare(
@@ -200,6 +202,7 @@ def compare(
         result = earlier_results(folder, settings)
         result.check_same(make_learner, arms, seed)
         missing = result.missing(wanted, retry)
+        note_look(result, missing)
         n_there = len(wanted) - len(missing)
         if progress and n_there: print(f'{n_there} of {len(wanted)} runs are in {folder}', flush=True)
         for i, (arm, run_seed) in enumerate(missing):
