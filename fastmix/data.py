@@ -15,7 +15,6 @@ import os
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +234,14 @@ def with_labels(self: LabelledImages,
     labels = wrong_labels([classes.index(label) for _, label in pairs], wrong, seed, len(classes))
     return replace(self, train=[(image, classes[label]) for (image, _), label in zip(pairs, labels)])
 
+# %% ../nbs/08_data.ipynb #200083f1
+class Once:
+    "A function of one argument that keeps its results"
+    def __init__(self, function): self.function, self.results = function, {}
+    def __call__(self, i):
+        if i not in self.results: self.results[i] = self.function(i)
+        return self.results[i]
+
 # %% ../nbs/08_data.ipynb #0fa2cbb9
 def image_dls(
     images: LabelledImages,
@@ -251,8 +258,8 @@ def image_dls(
         item_tfms=resize if grey else [*resize, FlipItem()],
         batch_tfms=Normalize.from_stats(*(([0.305], [0.376]) if grey else imagenet_stats)))
     dls = block.dataloaders(pairs, bs=min(bs, len(images.train)), num_workers=0 if grey else None)
-    if not resize: # nothing random happens to an item, and to make it takes longer than to learn from it
-        for dl in dls: dl.do_item = cache(dl.do_item)
+    if not resize:
+        for dl in dls: dl.do_item = Once(dl.do_item)
     return dls
 
 # %% ../nbs/08_data.ipynb #981e3dd7

@@ -184,7 +184,7 @@ def compare_all(make_learner, settings, out, fixed, **kwargs):
         raise
 
 # %% ../../nbs/compare/images.ipynb #9a61fd38
-def carry_out(settings, out, force=False, verbose=False, retry=False):
+def carry_out(settings, out, force=False, verbose=False, retry=False, jobs=1):
     "Compare, print what came of it, and write the report"
     check_names(settings)
     fixed = {name: value for name, value in settings.items() if name not in ('mixes', 'seeds')}
@@ -200,7 +200,7 @@ def carry_out(settings, out, force=False, verbose=False, retry=False):
             with held(out): set_aside(out)
         skipped = [f'{path}: {reason}\n' for path, reason in images.skipped.items()]
         if skipped: write_file(out/'skipped.txt', ''.join(skipped))
-        comparison = compare_all(make_learner, settings, out, fixed, verbose=verbose, retry=retry)
+        comparison = compare_all(make_learner, settings, out, fixed, verbose=verbose, retry=retry, jobs=jobs)
         print_results(comparison)
         print(f'{lesson(settings)}The report, with curves and pictures of the batches: {comparison.report(out)}')
     return comparison
