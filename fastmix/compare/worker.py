@@ -8,25 +8,26 @@ A process that trains should have read this module before anything large: it mak
 __all__ = []
 
 # %% ../../nbs/compare/worker.ipynb #76cf5139
-import os, signal, sys, threading, time
+import multiprocessing.connection, os, signal, sys, threading, time
 from importlib import import_module
 
 # %% ../../nbs/compare/worker.ipynb #eeccf01d
 def wait_for_end(parent):
     "Return when the process `parent`, which has started this one, is gone"
-    if sys.platform != 'win32':
-        while os.getppid() == parent: time.sleep(0.3)
+    if parent.sentinel: multiprocessing.connection.wait([parent.sentinel])
+    elif sys.platform != 'win32':
+        while os.getppid() == parent.pid: time.sleep(0.3)
     else:
         import ctypes
         synchronize, for_ever = 0x100000, 0xFFFFFFFF
         kernel = ctypes.windll.kernel32
-        kernel.WaitForSingleObject(kernel.OpenProcess(synchronize, False, parent), for_ever)
+        kernel.WaitForSingleObject(kernel.OpenProcess(synchronize, False, parent.pid), for_ever)
 
 # %% ../../nbs/compare/worker.ipynb #0c914c16
-def begin_worker(parent, modules):
+def begin_worker(modules):
     "What a worker does first. `modules` are the names of those it will need"
     def end_with_parent():
-        wait_for_end(parent)
+        wait_for_end(multiprocessing.parent_process())
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -35,12 +36,12 @@ def begin_worker(parent, modules):
 # %% ../../nbs/compare/worker.ipynb #f59ba135
 class Process:
     "A pool of one process, made when it's first needed, and made anew after `end`"
-    def __init__(self, modules, env): self.modules, self.env, self.pool = modules, env, None
+    def __init__(self, modules=(), env=None, context=None):
+        self.pool, self.options = None, dict(initargs=[modules], env=env, context=context)
 
     def submit(self, function, *args):
         from loky import ProcessPoolExecutor
-        if self.pool is None:
-            self.pool = ProcessPoolExecutor(1, initializer=begin_worker, initargs=(os.getpid(), self.modules), env=self.env)
+        if self.pool is None: self.pool = ProcessPoolExecutor(1, initializer=begin_worker, **self.options)
         return self.pool.submit(function, *args)
 
     def end(self):
@@ -50,9 +51,9 @@ class Process:
 # %% ../../nbs/compare/worker.ipynb #6277f627
 class Processes:
     "`n` processes, and the names of the `gpus` that are dealt out to them; a context that ends them"
-    def __init__(self, n, modules=(), gpus=()):
+    def __init__(self, n, modules=(), gpus=(), context=None):
         envs = [{'CUDA_VISIBLE_DEVICES': gpus[i % len(gpus)]} if gpus else {} for i in range(n)]
-        self.all = [Process(modules, env) for env in envs]
+        self.all = [Process(modules, env, context) for env in envs]
 
     def __len__(self): return len(self.all)
     def __enter__(self): return self
