@@ -23,7 +23,6 @@ from fastai.data.core import DataLoaders
 from fastai.data.external import URLs, untar_data
 from fastai.data.transforms import IndexSplitter, ItemGetter, Normalize, image_extensions
 from fastai.layers import ConvLayer, Flatten
-from fastai.vision.augment import FlipItem, Resize
 from fastai.vision.core import PILImage, PILImageBW, imagenet_stats
 from fastai.vision.data import ImageBlock
 from fastai.vision.utils import verify_image
@@ -242,6 +241,15 @@ class Once:
         if i not in self.results: self.results[i] = self.function(i)
         return self.results[i]
 
+# %% ../nbs/08_data.ipynb #23a6b9be
+def resizes(size):
+    from fastai.vision.augment import Resize
+    return [Resize(size)]
+
+def flips():
+    from fastai.vision.augment import FlipItem
+    return [FlipItem()]
+
 # %% ../nbs/08_data.ipynb #0fa2cbb9
 def image_dls(
     images: LabelledImages,
@@ -250,12 +258,12 @@ def image_dls(
 ) -> DataLoaders:
     "fastai `DataLoaders` of normalised square images; photographs are randomly flipped while training"
     pairs, grey = images.train + images.valid, images.n_channels == 1
-    resize = [] if grey and images.train[0][0].shape == (size, size) else [Resize(size)]
+    resize = [] if grey and images.train[0][0].shape == (size, size) else resizes(size)
     block = DataBlock(
         blocks=(ImageBlock(PILImageBW if grey else PILImage), CategoryBlock),
         get_x=ItemGetter(0), get_y=ItemGetter(1),
         splitter=IndexSplitter(range(len(images.train), len(pairs))),
-        item_tfms=resize if grey else [*resize, FlipItem()],
+        item_tfms=resize if grey else resize + flips(),
         batch_tfms=Normalize.from_stats(*(([0.305], [0.376]) if grey else imagenet_stats)))
     dls = block.dataloaders(pairs, bs=min(bs, len(images.train)), num_workers=0 if grey else None)
     if not resize:

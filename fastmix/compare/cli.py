@@ -21,7 +21,7 @@ from fastprogress import fastprogress
 from PIL import Image
 
 from .. import __version__
-from .worker import Processes, cores
+from .worker import Processes, copying, cores
 
 # %% ../../nbs/compare/cli.ipynb #c3b1d218
 digit_defaults = dict(mixes='none,mixup:1,cutmix,choice:1', arch='small', epochs=20, size=8, bs=32, lr=0.01, seeds=3,
@@ -62,14 +62,8 @@ def started_early(settings, jobs, has_results):
     n_runs, has_gpu = len(settings['mixes'])*settings['seeds'], shutil.which('nvidia-smi')
     n = min(n_runs, cores() if jobs is None else jobs)
     if settings['arch'] != 'small' or n < 2 or has_gpu or has_results: return nullcontext()
-    modules, how = ['fastmix.compare.images', 'fastmix.compare.jobs'], os.environ.get('HOW','loky')
-    if how == 'light': modules = ['fastmix.compare.jobs']
-    if how == 'fork':
-        import multiprocessing
-        context = multiprocessing.get_context('forkserver')
-        context.set_forkserver_preload(modules)
-        return Processes(n, modules, context=context).start()
-    return Processes(n, modules).start()
+    modules = ['fastmix.compare.images']
+    return Processes(n, modules, context=copying(modules)).start()
 
 # %% ../../nbs/compare/cli.ipynb #88019eb0
 def run(

@@ -18,7 +18,6 @@ from fastai.callback import schedule  # noqa: F401 (gives Learner its fit_one_cy
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import no_random
-from fastai.vision.learner import model_meta, vision_learner
 
 from ..all import all_mixers
 from .report import pictures_page
@@ -30,7 +29,11 @@ from ..methods.mix_choice import MixChoice
 from ..methods.mixup import MixUp
 
 # %% ../../nbs/compare/images.ipynb #de35f587
-archs = dict(small=None, **{arch.__name__: arch for arch in model_meta})
+def known_archs(name=None):
+    "What `--arch` knows. For the small network that's enough: torchvision, which has the others, takes long to import"
+    if name == 'small': return dict(small=None)
+    from fastai.vision.learner import model_meta
+    return dict(small=None, **{arch.__name__: arch for arch in model_meta})
 
 def known_mixes():
     "What `--mixes` knows: functions that take what follows the name, and return the mixer"
@@ -56,9 +59,14 @@ def mixer_named(mix):
 def check_names(settings):
     "Raise an `InputError` for mixes or a network that aren't known"
     for mix in settings['mixes']: mixer_named(mix)
-    check_name('--arch', settings['arch'], archs)
-    if settings['pretrained'] and 'weights' not in model_meta.get(archs[settings['arch']], {}):
+    check_name('--arch', settings['arch'], known_archs(settings['arch']))
+    if settings['pretrained'] and not has_weights(settings['arch']):
         raise InputError(f"--pretrained: no weights for {settings['arch']}: leave it out, or give --arch resnet18")
+
+def has_weights(name):
+    "Are there weights for the network called `name`?"
+    from fastai.vision.learner import model_meta
+    return 'weights' in model_meta.get(known_archs(name)[name], {})
 
 # %% ../../nbs/compare/images.ipynb #b19b6644
 def skipped_lines(skipped, names=3):
@@ -119,7 +127,8 @@ def learner_maker(images, settings):
 
     def make_learner():
         if arch == 'small': return Learner(dls, small_cnn(n_in, dls.c), metrics=accuracy)
-        return vision_learner(dls, archs[arch], n_in=n_in, pretrained=settings['pretrained'], metrics=accuracy)
+        from fastai.vision.learner import vision_learner
+        return vision_learner(dls, known_archs(arch)[arch], n_in=n_in, pretrained=settings['pretrained'], metrics=accuracy)
 
     try: model = make_learner().model
     except OSError as e: raise InputError(f'cannot download weights of {arch} ({e}): leave out --pretrained') from e

@@ -9,6 +9,7 @@ __all__ = []
 
 # %% ../../nbs/compare/worker.ipynb #76cf5139
 import multiprocessing.connection, os, signal, sys, threading, time
+from contextlib import contextmanager
 from importlib import import_module
 
 # %% ../../nbs/compare/worker.ipynb #eeccf01d
@@ -29,9 +30,17 @@ def begin_worker(modules):
     def end_with_parent():
         wait_for_end(multiprocessing.parent_process())
         os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
     for name in modules: import_module(name)
+
+# %% ../../nbs/compare/worker.ipynb #99df6aea
+@contextmanager
+def deaf():
+    "Processes that are started inside don't hear Ctrl-C, and this one hears it at the end"
+    if sys.platform == 'win32': return (yield)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try: yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 # %% ../../nbs/compare/worker.ipynb #f59ba135
 class Process:
@@ -42,7 +51,7 @@ class Process:
     def submit(self, function, *args):
         from loky import ProcessPoolExecutor
         if self.pool is None: self.pool = ProcessPoolExecutor(1, initializer=begin_worker, **self.options)
-        return self.pool.submit(function, *args)
+        with deaf(): return self.pool.submit(function, *args)
 
     def end(self):
         if self.pool: self.pool.shutdown(kill_workers=True)
@@ -64,6 +73,15 @@ class Processes:
         "Start them all, and don't wait"
         for process in self.all: process.submit(os.getpid)
         return self
+
+# %% ../../nbs/compare/worker.ipynb #8c60e9ec
+def copying(modules):
+    "How to start processes as copies of one that has imported `modules`, or `None` where that can't be"
+    script = getattr(sys.modules['__main__'], '__file__', None) or ''
+    if sys.platform != 'linux' or os.path.basename(script) not in ('fastmix', '__main__.py'): return None
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload([*modules])
+    return context
 
 # %% ../../nbs/compare/worker.ipynb #b284441f
 def cores():
