@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import fastmix.all as ours
 from fastmix.all import mix_rng
+from fastmix.batch import tensors
 
 from . import measure, peers, report
 from .peers import CLASSES, learner
@@ -139,6 +140,31 @@ def waits(device, shape=(8, 3, 64, 64), steps=4, mixers=MIXERS, model=resnet):
     return found
 
 
+def moved(batch, device):
+    "The batch on another device"
+    return ours.Batch(*[tuple(t.to(device) for t in tensors(o)) for o in (batch.xb, batch.yb)])
+
+
+def draws_wait(device, shape=(8, 3, 64, 64), rows=(64, 8)):
+    "Does the host wait for the device while a method draws its mix or mixes the inputs? For each method torch's error, or nothing"
+    found = {}
+    for size in shape, rows:
+        for name, mixer, batch, per in peers.every_method(size):
+            if (mixer.data == 'table') != (size is rows): continue
+            batch, rng = moved(batch, device), mix_rng(0)
+            if batch.y is None: continue
+
+            def run():
+                drawn = mixer.draw_mix(batch, rng)
+                for mix in drawn if isinstance(drawn, list) else [drawn]: mix.inputs(batch.xb)
+            for _ in range(3): run()
+
+            def quietly():
+                with no_waiting(device): run()
+            found[f"{name}(per='{per}')"] = fault(quietly)
+    return found
+
+
 def runs_ahead(device, shape=(8, 3, 64, 64), mixers=MIXERS, model=resnet):
     """For each mixer: has the host asked for the mix and its loss while the device is still busy with what came before?
 
@@ -219,6 +245,21 @@ def mixing(device, shape, runs):
     return {name: t/took['x.clone()'] for name, t in took.items()}
 
 
+def every_call(device, shape, runs):
+    "Drawing a mix and mixing a batch in float32, for every method of fastmix, as a multiple of the clone"
+    calls = {}
+    for name, mixer, batch, per in peers.every_method(shape):
+        if mixer.data == 'table': continue
+        batch, rng = moved(batch, device), mix_rng(0)
+        drawn = mixer.draw_mix(batch, rng)
+        mix = drawn[-1] if isinstance(drawn, list) else drawn
+        calls['x.clone()'] = batch.x.clone
+        calls[f"{name}(per='{per}'), call"] = lambda mix=mix, batch=batch: mix.inputs(batch.xb)
+        calls[f"{name}(per='{per}'), draw and call"] = lambda mixer=mixer, batch=batch, rng=rng: mixer.draw_mix(batch, rng).inputs(batch.xb)
+    took = seconds(calls, device, runs, queued=True)
+    return {name: t/took['x.clone()'] for name, t in took.items()}
+
+
 def overhead(device, shape, runs):
     """The seconds of a ResNet-18's training step, parameters in bf16 and channels_last, without a callback and with each.
 
@@ -258,6 +299,9 @@ def measured(device, shape, runs):
     def clones(what):
         for name, value in mixing(device, shape, runs).items(): yield row(what, name, value, 'clones')
 
+    def methods(what):
+        for name, value in every_call(device, (64, *shape[1:]), max(runs//5, 2)).items(): yield row(what, name, value, 'clones')
+
     def steps(what):
         found = overhead(device, shape, runs)
         for name, t in found.items():
@@ -265,9 +309,10 @@ def measured(device, shape, runs):
             if name != 'no callback': yield row(what, name, more := 100*(t/found['no callback'] - 1), '% more', 'at most 1 %', more <= 1)
 
     for what, part in {
-        'the host never waits': lambda what: errors(what, waits(device)), 'the host runs ahead': ahead,
+        'the host never waits': lambda what: errors(what, waits(device)), 'drawing and mixing never wait': lambda what: errors(what, draws_wait(device)),
+        'the host runs ahead': ahead,
         'no graph break, no recompilation': lambda what: errors(what, compiled(device)), 'kernels and copies per step': counts,
-        'bandwidth, bf16': speeds, 'mixing one batch, float32': clones, 'step of a ResNet-18, bf16, channels_last': steps,
+        'bandwidth, bf16': speeds, 'mixing one batch, float32': clones, 'every method, float32': methods, 'step of a ResNet-18, bf16, channels_last': steps,
     }.items():
         found = []
         error = fault(lambda: found.extend(part(what)))
@@ -287,8 +332,10 @@ def main(arguments=None):
         print('No GPU here: nothing was measured. `python -m bench.gpu --device cpu` rehearses the script.')
         return None
     if device.type == 'cuda' and device.index: torch.cuda.set_device(device) # whose clock and events are asked for
-    table = pd.DataFrame(measured(device, **(REHEARSAL if device.type == 'cpu' else FULL)))
-    report.write(table, options.out/'gpu.csv')
+    rows = []
+    for row in measured(device, **(REHEARSAL if device.type == 'cpu' else FULL)):
+        rows.append(row)
+        report.write(table := pd.DataFrame(rows), options.out/'gpu.csv') # what is there is kept, whatever ends it
     if device.type == 'cpu': print('A rehearsal on the CPU: these figures mean nothing.')
     print(table.to_string(index=False, float_format='{:.3g}'.format))
     return table

@@ -5,6 +5,7 @@ documented call with its documented arguments, on plain tensors, with labels as 
 it can be chosen: Beta(.4, .4) for MixUp, Beta(1, 1) for CutMix.
 """
 import importlib.util
+import inspect
 import os
 import re
 from itertools import product
@@ -19,6 +20,7 @@ from torch import nn
 
 import fastmix.all as ours
 from fastmix.all import mix_rng
+from fastmix.mixer import example_batch
 
 ALPHA = {'MixUp': .4, 'CutMix': 1.}
 CLASSES = 10
@@ -55,16 +57,23 @@ def callback_step(mixer, x, y):
     return run
 
 
-def of_inputs(x, y):
-    "The methods that mix the input itself, for data like `x`"
-    for cls in ours.all_mixers.values():
+def every_method(shape):
+    """Every method of fastmix that mixes the input itself, and a batch of `shape` that it is for: name, mixer, batch, 'batch' or 'sample'.
+
+    Of a table the first two sides are its rows and columns.
+    """
+    for cls, per in product(ours.all_mixers.values(), ('batch', 'sample')):
+        arguments = inspect.signature(cls).parameters
         if cls is ours.MixChoice: continue
-        mixer, batch = cls(seed=0), ours.Batch((x,), (y,))
-        if mixer.place(batch, mix_rng(0)) is None and (not mixer.places or len(batch.size) in mixer.places): yield cls.__name__
+        mixer = cls(seed=0, **(dict(per=per) if 'per' in arguments else {}), **(dict(counts=[1]*CLASSES) if 'counts' in arguments else {}))
+        if mixer.per != per: continue
+        batch = example_batch(mixer.data, shape)
+        if mixer.place(batch, mix_rng(0)) is None and (not mixer.places or len(batch.size) in mixer.places): yield cls.__name__, mixer, batch, per
 
 
 def fastmix(x, y):
-    for method, per in product(of_inputs(x, y), ('batch', 'sample')):
+    "The methods that other libraries have as well"
+    for method, per in product(ALPHA, ('batch', 'sample')):
         mixer, rng = getattr(ours, method)(per=per, seed=0), mix_rng(0)
         yield way('fastmix', f"{method}(per='{per}')", method, per, lambda mixer=mixer, rng=rng: mixer.draw_mix(ours.Batch((x,)), rng)(x))
         yield way('fastmix', f"{method}(per='{per}')", method, per, callback_step(mixer, x, y), kind='callback')

@@ -1,5 +1,6 @@
 "Read a table of figures, and show it as text, as tables and as pictures. Nothing is measured here"
 import math
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,7 +8,6 @@ import pandas as pd
 
 from fastmix.compare.results import write_file
 
-GROUPS = [('MixUp', 'sample'), ('MixUp', 'batch'), ('CutMix', 'batch'), ('CutMix', 'sample')]
 COLORS = {'fastmix': '#d1495b', 'fastai': '#2e6f95', 'torch': '#8d99a6'}
 FIGURES = ['value', 'ms', 'fastest', 'spread', 'rounds', 'attempts', 'load', 'others']
 
@@ -51,6 +51,12 @@ def quiet(table):
     return pd.to_numeric(timed.load).max(), pd.to_numeric(timed.others, errors='coerce').max()
 
 
+def groups(rows):
+    "The ways of mixing that fastmix was measured in: method, and per what"
+    mine = rows[rows.library == 'fastmix']
+    return list(dict.fromkeys(zip(mine.method, mine.per)))
+
+
 def group(rows, method, per):
     "The rows of one way of mixing; a λ for each pair of samples counts as one for each sample"
     return rows[(rows.method == method) & rows.per.isin([per] if per == 'batch' else ['sample', 'pair'])]
@@ -70,7 +76,7 @@ def compared(table):
     lines = []
     for case in cases(table, 'mixing'):
         rows = figures(table, 'mixing', case)
-        for method, per in GROUPS:
+        for method, per in groups(rows):
             offers = group(rows, method, per)
             mine = offers[(offers.library == 'fastmix') & (offers.kind == 'callback')].iloc[0]
             own = mine.value
@@ -108,6 +114,38 @@ def aims(table):
     return pd.DataFrame(lines)
 
 
+def page(): return read(Path(__file__).resolve().parent.parent/'nbs/experiments/results/speed.csv')
+
+
+def cost(method, table=None):
+    "What a method costs, in a sentence or two: mixing in multiples of the copy, drawing in milliseconds"
+    table = page() if table is None else table
+    rows = figures(table, 'methods')[lambda rows: rows.method == method]
+    if not len(rows): return f"{method} hasn't been measured yet: `make bench BENCH='--page nbs/experiments/results/speed.csv'` does it."
+    case, by = rows.case.iloc[0], rows.set_index(['kind', 'per'])
+    pers = [per for per in ('batch', 'sample') if ('call', per) in by.index]
+    what = dict(batch='one draw for the batch', sample='one per sample')
+    n, *rest = case.split()[0].split('×')
+    things = f"{n} photographs of {rest[-2]}×{rest[-1]} pixels" if len(rest) == 3 else f"a table of {n} rows and {2*int(rest[0])} columns"
+    times = ', and '.join(f"{by.value['call', per]:.2f} times with {what[per]}" for per in pers)
+    draws = ' and '.join(f"{by.ms['draw', per]:.1f} ms" for per in pers)
+    said = f"To mix {things} takes as long as to copy them, {times}; to draw the mix takes {draws} before that. "
+    steps = figures(table, 'step').set_index(['library', 'name']).value
+    if ('fastmix', f'{method}()') in steps.index:
+        said += f"A training step of a small residual network becomes {100*(steps['fastmix', f'{method}()'] - 1):.1f} % longer. "
+    return said.replace('as long as to copy them, ', 'as long as to copy them ', 1) + '[Speed](../experiments/speed.ipynb) has the machine and the noise.'
+
+
+def methods_table(table):
+    "For each method what it costs: multiples of the clone, and the milliseconds of the draw"
+    rows = figures(table, 'methods')[lambda rows: rows.library == 'fastmix']
+    texts = rows.assign(text=[f'{row.value:.2f}' if row.kind == 'call' else f'{row.ms:.1f} ms' for row in rows.itertuples()],
+                        column=rows.kind.map(dict(call='mixing', draw='drawing')) + ', per ' + rows.per)
+    wide = texts.pivot(index='method', columns='column', values='text').fillna('–')
+    order = [f'{kind}, per {per}' for kind in ('mixing', 'drawing') for per in ('batch', 'sample')]
+    return wide.loc[list(dict.fromkeys(rows.method)), [name for name in order if name in wide]].rename_axis(index=None, columns=None)
+
+
 def python_time(table):
     "For each callback and part of the step the microseconds, the median over rounds, and in brackets those in the fastest round of the callback that does nothing"
     rows = figures(table, 'python')
@@ -131,6 +169,7 @@ def text(table):
                 blocks.append(f"       –  {row.library:12}{row['name']}: {row.note}")
     for case in cases(table, 'python'):
         blocks += [f'\nthe Python time of a callback: {case}; microseconds, in brackets those of the fastest round of the callback that does nothing', python_time(table).to_string()]
+    if cases(table, 'methods'): blocks += ['\nevery method: mixing in clones, drawing in milliseconds', methods_table(table).to_string()]
     blocks += ['\nwhat is aimed at', aims(table).to_string(index=False)]
     rows = figures(table, 'size')
     if len(rows):

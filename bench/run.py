@@ -1,5 +1,6 @@
 """Measure everything in one run, and write it as a table, a CSV and a picture: `python -m bench`."""
 import argparse
+import itertools
 import os
 import statistics
 import time
@@ -10,6 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.torch_core import TensorCategory, TensorImage
+
+from fastmix.all import mix_rng
 
 from . import losses, memory, peers, report, steps
 from .measure import interleave, kept_memory, machine, quietly, spread, versions
@@ -28,10 +31,11 @@ CASES = [
 FULL = dict(cases=CASES, rounds=30, most=12., memory=([CASES[i] for i in (0, 1, 2, 6)], {'classes': (256, 1000), 'segmentation': (2, 21, 512, 512)}),
             steps=((64, 3, 32, 32), 2, 12), python=15,
             losses={'classes': ((256, 1000), 60), 'segmentation': ((8, 21, 512, 512), 8)},
-            sizes=([16, 32, 64, 128, 256], 128, 32, [64, 96, 128, 192, 256, 384], 25))
+            sizes=([16, 32, 64, 128, 256], 128, 32, [64, 96, 128, 192, 256, 384], 25),
+            methods=((64, 3, 224, 224), (4096, 16), 24, 60.))
 QUICK = dict(cases=[((4, 3, 8, 8), 'float32', 'contiguous'), ((4, 3, 8, 8), 'bfloat16', 'channels_last'), ((4, 1, 4, 8, 8), 'float32', 'contiguous')],
              rounds=3, most=2., memory=([((64, 3, 128, 128), 'float32', 'contiguous')], {'classes': (8, 10), 'segmentation': (2, 3, 8, 8)}), steps=((8, 3, 8, 8), 2, 3), python=1,
-             losses={'classes': ((8, 10), 3), 'segmentation': ((2, 3, 8, 8), 3)}, sizes=([2, 4], 8, 2, [8, 16], 3))
+             losses={'classes': ((8, 10), 3), 'segmentation': ((2, 3, 8, 8), 3)}, sizes=([2, 4], 8, 2, [8, 16], 3), methods=((4, 3, 8, 8), (8, 3), 3, 2.))
 COLUMNS = ['section', 'case', 'library', 'name', 'kind', 'method', 'per', 'in_place', 'value', 'unit', 'ms', 'fastest', 'spread', 'rounds', 'attempts', 'load', 'others', 'note']
 
 
@@ -96,6 +100,22 @@ def mixing(run, cases, rounds, most):
         for way in peers.ways(x, y):
             if (name := f'{way.library} {way.name}') in refused: run.add('mixing', title(*case), **describe(way), note=refused[name])
         for name in peers.missing: run.add('mixing', title(*case), library=name, note='not installed')
+
+
+def methods(run, shape, table, rounds, most):
+    "Every method of fastmix: drawing a mix, and calling it, as a multiple of the batch's clone"
+    for size in shape, table:
+        ways = [way for way in peers.every_method(size) if (way[1].data == 'table') == (size is table)]
+        if not ways: continue
+        inputs = ways[0][2].inputs
+        calls = {'clone': (dict(library='torch', name='x.clone()', kind='clone'), lambda inputs=inputs: [x.clone() for x in inputs])}
+        for name, mixer, batch, per in ways:
+            rng, about = mix_rng(0), dict(library='fastmix', name=f"{name}(per='{per}')", method=name, per=per)
+            drawn = [mixer.draw_mix(batch, rng) for _ in range(8)] # What it costs depends on what was drawn
+            mixes = itertools.cycle(mix[-1] if isinstance(mix, list) else mix for mix in drawn)
+            calls[f'draw {name} {per}'] = about | dict(kind='draw'), lambda mixer=mixer, batch=batch, rng=rng: mixer.draw_mix(batch, rng)
+            calls[f'call {name} {per}'] = about | dict(kind='call'), lambda mixes=mixes, batch=batch: next(mixes).inputs(batch.xb)
+        run.timed('methods', title(size, 'float32', 'contiguous'), calls, 'clone', rounds, 'clone', most)
 
 
 def memories(run, cases, tasks):
@@ -178,6 +198,7 @@ def measure(settings, patience):
     for name, value in versions().items(): run.add('version', name=name, value=value, note='' if value else 'not installed')
     start = time.perf_counter()
     mixing(run, settings['cases'], settings['rounds'], settings['most'])
+    methods(run, *settings['methods'])
     weighted_losses(run, settings['losses'], 2*settings['most'])
     whole_steps(run, *settings['steps'])
     python_time(run, settings['python'])

@@ -111,16 +111,16 @@ def cifar_schedule(seeds):
         {'none': None, 'CutMix': CutMix(.25, per='sample'), 'MixUp': MixUp(.2)}, lambda learn: learn.fit_one_cycle(15, 1e-2), seeds, cifar('test'), precision='bfloat16')
 
 
-def cifar_long(seeds, device='cuda', epochs=200):
-    "OpenMixup's setting: ResNet-18, 200 epochs, the data on the GPU"
+def cifar_long(seeds, device='cuda', epochs=30, arms=None):
+    "A ResNet-18 for longer, with the data on the GPU: batches of 512, one cycle, crops and flips; OpenMixup's alphas"
     if device == 'cuda' and not torch.cuda.is_available():
         print('== cifar-long is passed over: it needs a GPU')
         return
     train, test = ([tensor.to(device) for tensor in cifar(part)] for part in ('train', 'test'))
-    sgd = partial(SGD, mom=.9, wd=1e-4, decouple_wd=False)
-    run('cifar-long', lambda: learner(loaders(train, test, bs=100, augment=crop_and_flip), resnet18, sgd),
-        {'none': None, 'MixUp': MixUp(1.), 'CutMix': CutMix(.2), 'MixChoice': MixChoice(MixUp(1.), CutMix(.2))},
-        lambda learn: learn.fit_sgdr(1, epochs, .1), seeds, test, precision='bfloat16')
+    sgd = partial(SGD, mom=.9, wd=5e-4, decouple_wd=False)
+    all_arms = {'none': None, 'MixUp': MixUp(1.), 'CutMix': CutMix(.2), 'MixChoice': MixChoice(MixUp(1.), CutMix(.2))}
+    run('cifar-long', lambda: learner(loaders(train, test, bs=512, augment=crop_and_flip), resnet18, sgd), {arm: all_arms[arm] for arm in arms or all_arms},
+        lambda learn: learn.fit_one_cycle(epochs, .4), seeds, test, precision='bfloat16', device=torch.cuda.get_device_name() if device == 'cuda' else device)
 
 
 experiments = dict(fashion=fashion_mnist, few=few_labels, few_photos=few_photos, wrong=wrong, cifar_keras=cifar_keras, cifar_schedule=cifar_schedule,

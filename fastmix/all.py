@@ -9,8 +9,23 @@ from fastmix.mixer import *
 # The methods: `make prep` writes a line for each notebook under nbs/methods that exports a module
 from fastmix.methods.mixup import *
 from fastmix.methods.cutmix import *
+from fastmix.methods.resizemix import *
+from fastmix.methods.hmix import *
+from fastmix.methods.gmix import *
+from fastmix.methods.fmix import *
+from fastmix.methods.patchmix import *
+from fastmix.methods.specmix import *
+from fastmix.methods.saliencymix import *
+from fastmix.methods.guidedmixup import *
+from fastmix.methods.ricap import *
+from fastmix.methods.cmixup import *
+from fastmix.methods.remix import *
+from fastmix.methods.copypaste import *
+from fastmix.methods.tabularswap import *
+from fastmix.methods.transmix import *
 from fastmix.methods.manifold_mixup import *
 from fastmix.methods.mix_choice import *
+from fastmix.methods.augmix import *
 from fastmix.show import *
 from fastmix.data import *
 from fastmix.compare.arm import *

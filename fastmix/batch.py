@@ -8,16 +8,19 @@ A method draws its mix for a `Batch`: the inputs, the targets, and what is often
 __all__ = ['Batch', 'mix_inputs', 'is_spatial', 'Targets']
 
 # %% ../nbs/02_batch.ipynb #9ef0f12e
+import random
 from collections.abc import MutableMapping
+from contextlib import contextmanager
 
+import numpy as np
 import torch
-from fastai.torch_core import TensorImageBase, retain_meta
+from fastai.torch_core import TensorImageBase, get_random_states, retain_meta, set_random_states
 from fastai.vision.core import TensorPoint
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor
 
-from .mix import Mix, is_floating, nested, same_grid, to_device
+from .mix import Mix, is_floating, nested, on_host, same_grid, to_device
 
 # %% ../nbs/02_batch.ipynb #e95d9e00
 def plain(t): return t if type(t) is Tensor else t.as_subclass(Tensor)
@@ -53,6 +56,7 @@ def main_input(inputs):
 class Batch:
     "What a method of mixing sees of the batch it draws a mix for"
     source = None # Another `Batch` that partners are taken from. `None`: this one
+    done = 0. # How much of the fit is done, in [0, 1]
     dims = None # How many of the last dimensions are places. `None`: all but batch and channels
     def __init__(self,
         xb:tuple, # Inputs: tensors, or tuples, lists and dictionaries of them
@@ -173,8 +177,9 @@ def fate_of(mix, y, shape, word=None):
 # %% ../nbs/02_batch.ipynb #ae9bb92a
 def union(mix, y, source=None, least=.05):
     "Every label of the samples that are in the mix with a share of `least` or more"
-    if y.ndim < 2:
-        raise TypeError("`targets='union'` needs multi-hot labels, (n, classes); a class number has no union")
+    if y.ndim < 2 or (on_host(y) and ((y < 0) | (y > 1)).any()):
+        raise TypeError("`targets='union'` needs multi-hot labels, (n, classes), from 0 to 1; "
+                        "class numbers have no union, nor have numbers to be predicted")
     audible = to_device(mix.shares, y).view(*mix.shares.shape, *[1]*(y.ndim-1)) >= least
     out = y * audible[0]
     for i in range(len(mix.rows)): out = torch.maximum(out, mix.others(y, source, i) * audible[i+1])
@@ -186,7 +191,7 @@ def become(mix, y, fate, source=None):
     if fate in (*weighed, 'keep', None): return y
     y_plain, source = plain(y), source if source is None else plain(source)
     if fate == 'union': return retype(union(mix, y_plain, source), y)
-    return retype((mix.blend if fate == 'blend' else mix)(y_plain, source), y)
+    return retype((mix.blend_labels if fate == 'blend' else mix)(y_plain, source), y)
 
 # %% ../nbs/02_batch.ipynb #fa11e83d
 def refill(o, values):
@@ -238,9 +243,10 @@ def take_from(self:Targets,
     yb:tuple, # Targets nested as the own ones
 ):
     "Take the partners' targets from another batch. Raises a `ValueError` where it has others"
-    self.sources = [plain(t) for t in tensors(yb)]
-    if len(self.sources) == len(self.own): return
-    raise ValueError(f"the source has {len(self.sources)} targets, and the batch has {len(self.own)}")
+    sources = [plain(t) for t in tensors(yb)]
+    if len(sources) == len(self.own): self.sources = sources
+    elif set(self.said) != {'keep'}: # Then nobody asks for them
+        raise ValueError(f"the source has {len(sources)} targets, and the batch has {len(self.own)}")
 
 # %% ../nbs/02_batch.ipynb #3d8670eb
 def memory(t): return t.untyped_storage().data_ptr()
@@ -322,3 +328,95 @@ def may_weigh(self:Targets, places):
         if word is not None: return word == 'weigh'
         return not is_floating(plain(y)) and not (places and is_spatial(y, self.shape))
     return any(weighs(y, word) for y, word in zip(self.own, self.said))
+
+# %% ../nbs/02_batch.ipynb #986aba09
+def loader_generators(dl):
+    "The generators that a loader of torch has of its own, in any of its parts"
+    batches = getattr(dl, 'batch_sampler', None)
+    parts = dl, getattr(dl, 'sampler', None), batches, getattr(batches, 'sampler', None)
+    found = [getattr(part, 'generator', None) for part in parts]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+# %% ../nbs/02_batch.ipynb #172498eb
+def random_state(dl):
+    "Everything that decides what `dl` gives next: the global generators, its own, and the workers that torch keeps"
+    generators = [generator.get_state() for generator in loader_generators(dl)]
+    rng = getattr(dl, 'rng', None)
+    return get_random_states(), rng and rng.getstate(), generators, vars(dl).get('_iterator')
+
+def set_random_state(dl, state):
+    "Go on from there"
+    everywhere, rng, generators, workers = state
+    set_random_states(**everywhere)
+    if rng: dl.rng.setstate(rng)
+    for generator, o in zip(loader_generators(dl), generators): generator.set_state(o)
+    if '_iterator' in vars(dl): dl._iterator = workers
+
+# %% ../nbs/02_batch.ipynb #eec8b20b
+def seed_loader(dl, seed):
+    "Let everything that `dl` draws start from `seed`, the global generators among it"
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if getattr(dl, 'rng', None): dl.rng = random.Random(seed)
+    for generator in loader_generators(dl): generator.manual_seed(seed)
+    if vars(dl).get('_iterator') is not None: dl._iterator = None
+
+# %% ../nbs/02_batch.ipynb #16df872b
+class Source:
+    "Draws batches from a loader, over and over, with random streams of its own"
+    def __init__(self, loader, seed):
+        self.loader, self.passing = loader, None
+        with self.inside(): seed_loader(loader, seed)
+
+    @contextmanager
+    def inside(self):
+        "Here the loader's random state is the source's own"
+        outside = random_state(self.loader)
+        if hasattr(self, 'state'): set_random_state(self.loader, self.state)
+        try: yield
+        finally:
+            self.state = random_state(self.loader)
+            set_random_state(self.loader, outside)
+
+    def fork(self):
+        "Another source, which begins a pass with the same random state"
+        new = object.__new__(Source)
+        vars(new).update(vars(self), passing=None, state=(*self.state[:3], None)) # Without the workers, which are at work
+        return new
+
+# %% ../nbs/02_batch.ipynb #e62256ec
+@patch
+def next(self:Source):
+    "The next batch. Raises a `ValueError` for a loader that gives none"
+    with self.inside():
+        for _ in range(2): # What is left of this pass, or else a new one
+            if self.passing is None: self.passing = iter(self.loader)
+            for batch in self.passing: return batch
+            self.passing = None
+    raise ValueError("the `source` gives no batch: is it empty, or shorter than a batch that is dropped?")
+
+# %% ../nbs/02_batch.ipynb #c5c4799a
+def check_alike(what, own, other):
+    "Raise a `ValueError` where tensors of a source are not those of the batch"
+    def described(t): return f"{t.dtype}, {('n', *t.shape[1:])}".replace("'", '')
+    own, other = [[described(plain(t)) for t in tensors(o)] for o in (own, other)]
+    if own == other: return
+    raise ValueError(f"the `source` must give the same {what} as the training loader. "
+                     f"That gives {'; '.join(own) or 'none'}; the source gives {'; '.join(other) or 'none'}")
+
+# %% ../nbs/02_batch.ipynb #658b26d7
+def as_long(n, t):
+    "`n` rows of `t`: cut, or repeated"
+    return t[:n] if len(t) >= n else t[torch.arange(n, device=t.device) % len(t)]
+
+@patch
+def beside(self:Source, batch, labels=True):
+    "The next batch of the source, as long as `batch` and on its device. Raises a `ValueError` for one that doesn't fit"
+    whole = self.next()
+    whole = tuple(whole) if isinstance(whole, (tuple, list, L)) else (whole,)
+    xb, yb = whole[:len(batch.xb)], whole[len(batch.xb):]
+    check_alike('inputs', batch.xb, xb)
+    if labels: check_alike('targets', batch.yb, yb)
+    def fit(t): return to_device(as_long(batch.n, plain(t)), batch.x)
+    return Batch(nested(fit, xb), nested(fit, yb), batch.learn)

@@ -40,7 +40,7 @@ class InputError(ValueError):
 @dataclass
 class LabelledImages:
     "Images with their classes, split into a part to train on and a part to validate on"
-    train: list # `(image, class)` pairs; an image is the `Path` of a file or a grey uint8 array `(h, w)`
+    train: list # `(image, class)` pairs; an image is the `Path` of a file, or a uint8 array, `(h, w)` in grey or `(h, w, 3)` in colour
     valid: list # `(image, class)` pairs
     n_test: int = 0 # images of a given test split, which nothing here looks at
     left_out: dict = field(default_factory=dict) # classes with too few images: `{class: images}`
@@ -53,8 +53,8 @@ class LabelledImages:
 
     @property
     def n_channels(self) -> int: # 1 or 3
-        "1 for grey arrays, 3 for files"
-        return 1 if isinstance(self.train[0][0], np.ndarray) else 3
+        "1 for grey arrays, 3 for files and arrays in colour"
+        return 1 if np.ndim(self.train[0][0]) == 2 else 3
 
 # %% ../nbs/08_data.ipynb #1493fb34
 def stratified_split(
@@ -233,6 +233,14 @@ def with_labels(self: LabelledImages,
     labels = wrong_labels([classes.index(label) for _, label in pairs], wrong, seed, len(classes))
     return replace(self, train=[(image, classes[label]) for (image, _), label in zip(pairs, labels)])
 
+# %% ../nbs/08_data.ipynb #5eb9156a
+def check_arrays(images):
+    "Are the images arrays? Raises an `InputError` where some are, or where arrays aren't pictures"
+    shapes = {(image.dtype.name, *image.shape[2:]) for image in images if isinstance(image, np.ndarray)}
+    if not shapes: return False
+    if shapes in ({('uint8',)}, {('uint8', 3)}) and all(isinstance(image, np.ndarray) and image.ndim > 1 for image in images): return True
+    raise InputError("images must all be files, or all uint8 arrays (h, w), or all uint8 arrays (h, w, 3)")
+
 # %% ../nbs/08_data.ipynb #200083f1
 class Once:
     "A function of one argument that keeps its results"
@@ -241,12 +249,12 @@ class Once:
         if i not in self.results: self.results[i] = self.function(i)
         return self.results[i]
 
-# %% ../nbs/08_data.ipynb #23a6b9be
+# %% ../nbs/08_data.ipynb #ca7357eb
 def resizes(size):
     from fastai.vision.augment import Resize
     return [Resize(size)]
 
-def flips():
+def flip_items():
     from fastai.vision.augment import FlipItem
     return [FlipItem()]
 
@@ -255,18 +263,21 @@ def image_dls(
     images: LabelledImages,
     size: int, # side of the square images in pixels
     bs: int = 64, # images per batch; at most those there are to train on
+    flip: bool | None = None, # Mirror half of the images while training? `None`: those in colour
 ) -> DataLoaders:
-    "fastai `DataLoaders` of normalised square images; photographs are randomly flipped while training"
+    "fastai `DataLoaders` of normalised square images. Raises an `InputError` for arrays that are not pictures"
     pairs, grey = images.train + images.valid, images.n_channels == 1
-    resize = [] if grey and images.train[0][0].shape == (size, size) else resizes(size)
+    arrays = check_arrays([image for image, _ in pairs])
+    resize = [] if arrays and all(image.shape[:2] == (size, size) for image, _ in pairs) else resizes(size)
+    flips = flip_items() if flip or (flip is None and not grey) else []
     block = DataBlock(
         blocks=(ImageBlock(PILImageBW if grey else PILImage), CategoryBlock),
         get_x=ItemGetter(0), get_y=ItemGetter(1),
         splitter=IndexSplitter(range(len(images.train), len(pairs))),
-        item_tfms=resize if grey else resize + flips(),
+        item_tfms=resize + flips,
         batch_tfms=Normalize.from_stats(*(([0.305], [0.376]) if grey else imagenet_stats)))
-    dls = block.dataloaders(pairs, bs=min(bs, len(images.train)), num_workers=0 if grey else None)
-    if not resize:
+    dls = block.dataloaders(pairs, bs=min(bs, len(images.train)), num_workers=0 if arrays else None)
+    if not resize + flips:
         for dl in dls: dl.do_item = Once(dl.do_item)
     return dls
 

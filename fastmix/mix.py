@@ -101,6 +101,7 @@ class Mix:
     "What was drawn for one batch: each sample's partners, and how much of each. Base of `Blend`, `Mask` and `Paste`"
     size = None # The spatial size that the mix refers to, if it treats places differently
     soft = False # Are there places that are averaged?
+    moves = False # Is what a partner shows at one place seen at another in the mix?
     anywhere = False # Has an input these places whatever stands before them, and not only batch and channels?
     def __init__(self,
         lam:float|Numbers, # Own share in [0, 1], one or `(n,)`; for k > 1 partners all shares, `(k+1, m)`, m = 1 or n
@@ -219,30 +220,74 @@ def partner_share(self:Mix, t, which=0):
 # %% ../nbs/00_mix.ipynb #84cfe6e2
 @patch
 def blend_many(self:Mix, t, source):
-    "`blend` for several partners"
+    "`blend` for several partners, whoever they are"
     out = t * self.own_share(t)
     for i in range(len(self.rows)): out = torch.add(out, self.others(t, source, i) * self.partner_share(t, i))
     return out
 
 # %% ../nbs/00_mix.ipynb #976271e6
 @patch
-def halves(self:Mix):
-    "For a rotation: the slices `(own, partner)` that together cover the batch"
-    k = self.shift
-    if not k: return [(slice(None), slice(None))]
+def pairs(self:Mix):
+    "The slices `(own, partner)` that together cover the batch: two of a rotation, else one for each sample"
+    k = self.rows[0]
+    if not isinstance(k, int): return [(slice(i, i+1), slice(j, j+1)) for i, j in enumerate(k.tolist())]
+    if k == 0: return [(slice(None), slice(None))]
     return (slice(None, -k), slice(k, None)), (slice(-k, None), slice(None, k))
 
 # %% ../nbs/00_mix.ipynb #c54a6b3a
 @patch
-def by_halves(self:Mix, f, t, source, weight):
-    "`f(sample, partner, weight)`, for a rotation half by half into a new tensor"
-    if t.numel() < 2**14 or t.requires_grad or self.shift is None: return f(t, self.others(t, source), weight)
+def in_pairs(self:Mix, t):
+    "Does it pay to compute the mix of `t` from slices?"
+    if t.requires_grad: return False
+    if self.shift is not None: return True
+    return len(self.rows) == 1 and self.rows[0].is_cpu and t.is_cpu and t.numel() >= 2**12*self.n
+
+@patch
+def by_pairs(self:Mix, f, t, source, weight):
+    "`f(sample, partner, weight)`, slice by slice into a new tensor"
+    if t.numel() < 2**14 or not self.in_pairs(t): return f(t, self.others(t, source), weight)
     source, out = t if source is None else source, torch.empty_like(t)
     self.check(source)
     per_sample = isinstance(weight, Tensor) and len(weight) > 1
-    for own, partner in self.halves():
+    for own, partner in self.pairs():
         f(t[own], source[partner], weight[own] if per_sample else weight, out=out[own])
     return out
+
+# %% ../nbs/00_mix.ipynb #bf6176e5
+def pieces(n, shifts):
+    "Slices that together cover a batch of `n`; with each, the slice of the partners for every one of `shifts`"
+    low = 0
+    for high in sorted({n - shift for shift in (0, *shifts)}):
+        yield slice(low, high), [slice((low+shift) % n, (low+shift) % n + high-low) for shift in shifts]
+        low = high
+
+# %% ../nbs/00_mix.ipynb #45203fde
+@patch
+def steps(self:Mix, t):
+    "For each partner its part of what is averaged by then: a number, or a tensor shaped to multiply `t`"
+    share = self.shares
+    part = share[1:]/share.cumsum(0)[1:].clamp(min=torch.finfo(share.dtype).tiny)
+    if part.is_cpu and part.shape[1] == 1: return part[:, 0].tolist()
+    return to_device(part.view(*part.shape, *[1]*(t.ndim-1)), t, t.dtype)
+
+@patch
+def blend_rotations(self:Mix, t, source):
+    "`blend_many` where all partners are rotations, piece by piece into a new tensor"
+    source, out = t if source is None else source, torch.empty_like(t)
+    self.check(source)
+    weights = self.steps(t)
+    for own, partners in pieces(self.n, self.rows):
+        parts = [w[own] if isinstance(w, Tensor) else w for w in weights]
+        torch.lerp(t[own], source[partners[0]], parts[0], out=out[own])
+        for partner, part in zip(partners[1:], parts[1:]): out[own].lerp_(source[partner], part)
+    return out
+
+# %% ../nbs/00_mix.ipynb #51935cb1
+@patch
+def blend_several(self:Mix, t, source):
+    "`blend` for several partners"
+    plain = t.numel() < 2**14 or t.requires_grad or not all(isinstance(row, int) for row in self.rows)
+    return (self.blend_many if plain else self.blend_rotations)(t, source)
 
 # %% ../nbs/00_mix.ipynb #0dec0486
 @patch
@@ -254,8 +299,8 @@ def blend(self:Mix,
     self.check(t)
     if not is_floating(t):
         raise TypeError(f"a tensor of {t.dtype} has nothing in between to blend to: convert it to floating point first")
-    if len(self.rows) > 1: return self.blend_many(t, source)
-    return self.by_halves(torch.lerp, t, source, self.partner_share(t))
+    if len(self.rows) > 1: return self.blend_several(t, source)
+    return self.by_pairs(torch.lerp, t, source, self.partner_share(t))
 
 # %% ../nbs/00_mix.ipynb #849854d9
 class Blend(Mix):
@@ -267,6 +312,15 @@ class Blend(Mix):
         "Mix `t`. Raises a `TypeError` for an integer tensor, a `ValueError` for another batch size"
         return self.blend(t, source)
 
+# %% ../nbs/00_mix.ipynb #bd95f0a2
+@patch
+def blend_labels(self:Mix,
+    t:Tensor, # Soft labels of the batch, `(n, …)`, floating
+    source:Tensor|None=None, # The labels of the partners. `None`: `t` itself
+) -> Tensor: # A new tensor like `t`
+    "Average the labels of samples and partners by label weight. Raises a `TypeError` for integers"
+    return (self if self._weights is None else Blend(self.weights, self.partners)).blend(t, source)
+
 # %% ../nbs/00_mix.ipynb #8c474202
 def check_own(own, n):
     "Raise a `TypeError` or `ValueError` for what can't be the own weights of `n` samples"
@@ -275,7 +329,15 @@ def check_own(own, n):
     if not 2 <= own.ndim <= 4 or not own.numel() or len(own) not in (1, n):
         raise ValueError(f"`own` must have the shape (1, *size), or ({n}, *size) for a mask per sample, "
                          f"with 1 to 3 spatial dimensions; got {tuple(own.shape)}")
-    if is_soft and own.is_cpu and not ((own >= 0) & (own <= 1)).all(): raise ValueError("`own` must lie in [0, 1]")
+    if not (is_soft and own.is_cpu): return
+    least, most = own.aminmax()
+    if not (least >= 0 and most <= 1): raise ValueError("`own` must lie in [0, 1]")
+
+# %% ../nbs/00_mix.ipynb #37acab2e
+def mean_of(own):
+    "`(m,)`: the mean of each row; NumPy counts faster than torch does"
+    if not (own.is_cpu and own.dtype is torch.bool): return own.mean(1, dtype=torch.float32)
+    return torch.tensor([np.count_nonzero(row) for row in own.numpy()])/own.shape[1]
 
 # %% ../nbs/00_mix.ipynb #e92d6e88
 class Mask(Mix):
@@ -286,10 +348,10 @@ class Mask(Mix):
         weights:Numbers|None=None, # Label weights: own ones `(m,)` in [0, 1], or `(2, m)`. `None`: the shares
     ):
         "Raises a `ValueError` for weights outside [0, 1] and for another shape, a `TypeError` for another dtype"
-        self.own = torch.as_tensor(own)
+        self.own = torch.as_tensor(own).contiguous()
         check_own(self.own, len(partner))
         self.size, self.soft = tuple(self.own.shape[1:]), self.own.is_floating_point()
-        super().__init__(self.own.flatten(1).mean(1, dtype=torch.float32), partner, weights)
+        super().__init__(mean_of(self.own.flatten(1)), partner, weights)
 
 # %% ../nbs/00_mix.ipynb #315aadec
 def same_grid(size, other):
@@ -334,13 +396,14 @@ def own_in(self:Mask,
         raise ValueError(f"a mix of places within {self.size} needs a tensor with as many spatial dimensions; "
                          f"got shape {tuple(t.shape)}")
     own = self.own_at(tuple(t.shape[t.ndim-d:]))
+    if self.moves and own.is_floating_point() and not is_floating(t): own = own >= .5
     return to_device(own.reshape(len(own), *[1]*(t.ndim-1-d), *own.shape[1:]), t)
 
 # %% ../nbs/00_mix.ipynb #38af3003
 @patch
 def is_soft(self:Mix, size):
     "Are there places that are averaged in a grid of `size`?"
-    return self.soft or any(a % b for a, b in zip(size, self.size))
+    return not self.moves and (self.soft or any(a % b for a, b in zip(size, self.size)))
 
 # %% ../nbs/00_mix.ipynb #20b20d03
 def where(own, partner, keep, out=None): return torch.where(keep, own, partner, out=out)
@@ -354,10 +417,10 @@ def __call__(self:Mask,
     "Mix `t`. Raises a `ValueError` for a size that does not fit, a `TypeError` where integers would be averaged"
     self.check(t)
     own = self.own_in(t)
-    if own.dtype is torch.bool: return self.by_halves(where, t, source, own)
+    if own.dtype is torch.bool: return self.by_pairs(where, t, source, own)
     if not is_floating(t):
         raise TypeError(f"a floating mask averages, and a tensor of {t.dtype} has nothing in between")
-    return self.by_halves(torch.lerp, t, source, (1 - own).to(t.dtype))
+    return self.by_pairs(torch.lerp, t, source, (1 - own).to(t.dtype))
 
 # %% ../nbs/00_mix.ipynb #51db870b
 def cells_inside(bounds, size, arange):
@@ -456,7 +519,7 @@ def paste_one(self:Paste, t, source, sides):
     if by_numpy(t) and t.numel() < 2**14: to, source = as_bits(out), as_bits(source)
     here = cells(sides)
     to, source = to[here], source[here]
-    for own, partner in self.halves(): to[own] = source[partner]
+    for own, partner in self.pairs(): to[own] = source[partner]
     return out
 
 # %% ../nbs/00_mix.ipynb #f50a6ed1
@@ -465,7 +528,7 @@ def paste_each(self:Paste, t, source, regions):
     "A region for each sample, one after the other"
     out = t.clone()
     to, source = as_bits(out), as_bits(source)
-    partners = cached_rotation(self.n, self.shift).tolist()
+    partners = self.partner.tolist() if self.shift is None else cached_rotation(self.n, self.shift).tolist()
     for own, (partner, sides) in enumerate(zip(partners, regions)):
         here = cells(sides)
         to[(own, *here)] = source[(partner, *here)]
@@ -477,14 +540,14 @@ def paste_small(self:Paste, t, source):
     "A region for each sample, by its mask"
     out, mask = t.clone(), ~self.own_in(t).numpy()
     to, source = as_bits(out), as_bits(source)
-    for own, partner in self.halves(): np.copyto(to[own], source[partner], where=mask[own])
+    for own, partner in self.pairs(): np.copyto(to[own], source[partner], where=mask[own])
     return out
 
 # %% ../nbs/00_mix.ipynb #17dd0c79
 @patch
 def fast_region(self:Paste, t):
     "The region in the cells of `t`, where it can be copied; `None` where every place must be looked at"
-    if self.shift is None or t.requires_grad or isinstance(self.region, Tensor): return None
+    if not self.in_pairs(t) or isinstance(self.region, Tensor): return None
     if len(self.region) > 1 and not by_numpy(t): return None
     return self.region_in(t)
 

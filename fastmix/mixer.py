@@ -11,6 +11,7 @@ __all__ = ['Mixer', 'MixedBatch', 'arguments', 'check_mixer']
 
 # %% ../nbs/05_mixer.ipynb #f4694750
 import copy, copyreg, inspect, math, random, warnings
+from collections.abc import Callable
 from functools import partial, wraps
 from numbers import Integral, Real
 
@@ -22,11 +23,11 @@ from fastai.learner import Learner
 from fastcore.basics import patch, store_attr
 from torch import Tensor
 
-from .batch import Batch, Targets, check_words, is_binary, mix_inputs, named, plain, tensors, weighed
-from .draw import draw_lam, mix_rng
+from .batch import Batch, Source, Targets, check_words, is_binary, mix_inputs, named, plain, tensors, weighed
+from .draw import at, draw_lam, draw_partner, mix_rng
 from .layers import LayerMix, Watch
-from .loss import LossFacts, MixLoss
-from .mix import Mix, ends_in, has_places, is_floating, nested
+from .loss import LossFacts, MixLoss, decoupled_loss
+from .mix import Mix, ends_in, has_places, is_floating, nested, rotation, to_device
 
 # %% ../nbs/05_mixer.ipynb #a48147dc
 class Mixer(Callback):
@@ -35,22 +36,28 @@ class Mixer(Callback):
     dims = None # How many of the last dimensions are places. `None`: all but batch and channels
     places = () # For how many spatial dimensions the method is defined: `(2,)` for images. Empty: it mixes anything
     fold = False # Is λ replaced by max(λ, 1-λ)?
-    reweighs = False # Does the method let labels count otherwise than their samples are seen?
-    batch = rng = facts = paused = None
+    data = 'any' # Which targets the method is for: 'any', 'class', 'number', 'mask', or 'table' for tables
+    reweighs = False # Do labels count otherwise than their samples are seen? 'sample': each in a way of its own, whatever λ
+    batch = rng = facts = paused = pool = None
     looked = labels_back = False
     def __init__(self,
-        alpha:float|tuple=1., # Parameter of λ's Beta distribution, positive; or a pair `(a, b)`
+        alpha:float|tuple|Callable=1., # λ is drawn from Beta(alpha, alpha), or Beta(a, b). A function: of the fit's progress
         per:str='batch', # One λ per 'sample', or one per 'batch'
-        p:float=1., # Share of the batches that are mixed, in [0, 1]
+        p:float|Callable=1., # Share of the batches that are mixed, in [0, 1]. A function: of the fit's progress
         start:float=0., # Part of the fit, in [0, 1], before which nothing is mixed
         stop:float=1., # Part of the fit, in [0, 1], from which on nothing is mixed
         seed:int|None=None, # Seed of the mixer's own generator. `None`: from the state of torch's, at the first fit
         targets:str|list|dict|None=None, # 'mix', 'paste', 'weigh', 'union' or 'keep'; for all, or each. `None`: by type
         beside:bool=False, # Train on the clean batch as well, at twice the cost: the mean of both losses
+        partner:str='any', # Partners of 'any' class, of the 'same' class, or of an 'other' one
+        source=None, # A `DataLoader` to take partners from. `None`: the batch itself
+        decouple:float=0., # Weight of the decoupled-mixup term in the loss (arXiv 2203.10761), from 0 up
     ):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
         alpha = check_alpha(alpha)
         check_arguments(per, p, start, stop, seed, beside)
+        check_partners(partner, source)
+        check_decouple(decouple)
         check_words(targets)
         store_attr()
 
@@ -66,9 +73,20 @@ def check_number(name, value, low, high):
 
 def is_number(o, kind=Real): return isinstance(o, kind) and not isinstance(o, bool)
 
+# %% ../nbs/05_mixer.ipynb #885ba8d0
+def check_parts(name, pair):
+    "`pair` as a tuple. Raises unless it is two parts of a side, the smaller one first"
+    wanted = f"`{name}` must be two parts of a side, 0 < smallest <= largest <= 1; got {pair!r}"
+    if not isinstance(pair, (tuple, list)) or not all(map(is_number, pair)): raise TypeError(wanted)
+    if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= 1: raise ValueError(wanted)
+    return tuple(pair)
+
 # %% ../nbs/05_mixer.ipynb #f63e02b4
 def check_alpha(alpha):
-    "`alpha` as it is stored: a number, or a tuple of two. Raises unless both are positive"
+    "`alpha` as it is stored: a number, a tuple of two, or a function. Raises unless all it gives is positive"
+    if callable(alpha):
+        for done in (0., .5, 1.): check_alpha(alpha(done))
+        return alpha
     wanted = f"`alpha` must be a positive number, or a pair of them; got {alpha!r}"
     pair = tuple(alpha) if isinstance(alpha, (tuple, list)) else (alpha, alpha)
     if len(pair) != 2: raise ValueError(wanted)
@@ -81,7 +99,8 @@ def check_alpha(alpha):
 def check_arguments(per, p, start, stop, seed, beside):
     "Raise for an argument out of its range"
     if per not in ('sample', 'batch'): raise ValueError(f"`per` must be 'sample' or 'batch'; got {per!r}")
-    for name, value in (('p', p), ('start', start), ('stop', stop)): check_number(name, value, 0, 1)
+    for done in (0., .5, 1.): check_number('p', at(p, done), 0, 1)
+    for name, value in (('start', start), ('stop', stop)): check_number(name, value, 0, 1)
     if start > stop:
         raise ValueError(f"`start` must not be greater than `stop`; got start={start}, stop={stop}")
     if not isinstance(beside, bool): raise TypeError(f"`beside` must be True or False; got {beside!r}")
@@ -93,6 +112,29 @@ def check_seed(seed):
     if not is_number(seed, Integral): raise TypeError(f"`seed` must be a whole number or None; got {seed!r}")
     if seed < 0: raise ValueError(f"`seed` must not be negative; got {seed}")
 
+# %% ../nbs/05_mixer.ipynb #9d492d89
+def refuse_choice(mixer, otherwise):
+    "Raise a `ValueError` where a method that mixes many was asked for what is defined for pairs"
+    for name, usual in (('partner', 'any'), ('source', None), ('decouple', 0)):
+        if getattr(mixer, name) == usual: continue
+        raise ValueError(f"`{name}` is for methods with one partner, and {type(mixer).__name__} mixes more than two "
+                         f"samples: leave it out, or take {otherwise}")
+
+# %% ../nbs/05_mixer.ipynb #9d4d118f
+def check_partners(partner, source):
+    "Raise for partners that can't be chosen so"
+    if partner not in ('any', 'same', 'other'):
+        raise ValueError(f"`partner` must be 'any', 'same' or 'other'; got {partner!r}")
+    if source is None: return
+    if not hasattr(source, '__iter__') or isinstance(source, (str, dict, list, tuple, Tensor)):
+        raise TypeError(f"`source` must be a `DataLoader`, such as `dls.train`; got {type(source).__name__}")
+    if partner != 'any': raise ValueError(f"`partner={partner!r}` chooses within the batch, and partners come from `source`")
+
+def check_decouple(weight):
+    "Raise unless `weight` is a number from 0 up"
+    if not is_number(weight): raise TypeError(f"`decouple` must be a number from 0 up; got {weight!r}")
+    if not 0 <= weight < math.inf: raise ValueError(f"`decouple` must be a number from 0 up; got {weight!r}")
+
 # %% ../nbs/05_mixer.ipynb #ec0436fc
 @patch
 def draw(self:Mixer,
@@ -102,6 +144,33 @@ def draw(self:Mixer,
 ) -> Mix|list: # One mix; or several, `None` for the clean batch, to train on all of them
     "Draw the mix for a batch. A method of mixing says here what it does"
     raise NotImplementedError(f"{type(self).__name__} must define `draw(self, batch, lam, rng)`")
+
+# %% ../nbs/05_mixer.ipynb #b398d47b
+@patch
+def draw_partners(self:Mixer,
+    batch:Batch, # The batch
+    rng:np.random.Generator, # The generator to draw with
+) -> np.ndarray|Tensor: # `(n,)`: index of each sample's partner
+    "Who is mixed with whom: a rotation of the batch, unless `partner` or `source` say otherwise"
+    if batch.source is not None: return rotation(batch.n, 0) # Row i of the source
+    if self.partner == 'any': return draw_partner(batch.n, rng)
+    return class_partners(class_of(batch), rng, self.partner == 'same')
+
+# %% ../nbs/05_mixer.ipynb #5dc3caf3
+def class_partners(y, rng, same):
+    "A random partner of the same class for each sample, or of another; itself where there is none"
+    n = len(y)
+    keys = to_device(torch.from_numpy(rng.random((n, n), dtype=np.float32)), y)
+    allowed = (y[:, None] == y) == same
+    return keys.masked_fill(~allowed, -1).fill_diagonal_(-.5).argmax(1)
+
+# %% ../nbs/05_mixer.ipynb #1d5d6945
+def class_of(batch):
+    "`(n,)`: the class of each sample. Raises a `TypeError` where samples have no single class"
+    found = [plain(y) for y in tensors(batch.yb)]
+    if len(found) == 1 and not is_floating(found[0]) and found[0].shape[1:].numel() == 1: return found[0].flatten()
+    got = '; '.join(f'{y.dtype}, {tuple(y.shape)}' for y in found) or 'none'
+    raise TypeError(f"`partner='same'` and 'other' need one target, a class number for each sample; got {got}")
 
 # %% ../nbs/05_mixer.ipynb #65e82430
 def takes_integers(x, batch):
@@ -136,7 +205,18 @@ def pick(self:Mixer,
     "The mixer for the next batch, which is itself, or `None` if the batch stays unmixed"
     if done is None: return self
     on = self.start <= done and (done < self.stop or self.stop == 1)
-    return self if on and (self.p == 1 or rng.random() < self.p) else None
+    p = at(self.p, done)
+    return self if on and (p == 1 or rng.random() < p) else None
+
+# %% ../nbs/05_mixer.ipynb #d077dc1b
+@patch
+def draw_lams(self:Mixer,
+    batch:Batch, # The batch
+    rng:np.random.Generator, # The generator to draw with
+    m:int=1, # How many
+) -> np.ndarray: # `(m,)`: own shares in [0, 1]
+    "Draw the own shares to aim at"
+    return draw_lam(at(self.alpha, batch.done), rng, m, self.fold)
 
 # %% ../nbs/05_mixer.ipynb #0d5b74e1
 @patch
@@ -147,7 +227,7 @@ def draw_mix(self:Mixer,
     lam:float|None=None, # Aim at this own share, in [0, 1]. `None`: draw it
 ) -> Mix|list: # As `draw` returns it; with `beside` the clean batch before it
     "Draw λ, and with it the mix for a batch"
-    own = draw_lam(self.alpha, rng, batch.n if self.per == 'sample' and not one else 1, self.fold)
+    own = self.draw_lams(batch, rng, batch.n if self.per == 'sample' and not one else 1)
     if lam is not None: own[:] = lam # All else is drawn as it would have been
     mix = self.draw(batch, own, rng)
     if not self.beside: return mix
@@ -188,6 +268,14 @@ def term(self:Mixer,
 ) -> Tensor|None: # A number
     "Something to add to the loss, or `None`"
 
+# %% ../nbs/05_mixer.ipynb #c9bb1e8f
+@patch
+def next_source(self:Mixer, batch, rng, inside):
+    "The batch that partners come from. Raises a `ValueError` where samples are mixed inside the network"
+    if inside: raise ValueError(f"{type(self).__name__} mixes inside the network here, where there are no partners from a `source`")
+    if self.pool is None: self.pool = Source(self.source, int(rng.integers(2**32)))
+    return self.pool.beside(batch, labels=self.targets != 'keep')
+
 # %% ../nbs/05_mixer.ipynb #79574f39
 class MixedBatch:
     "A batch and its mixes; between `begin` and `end` the learner trains on it"
@@ -205,6 +293,7 @@ class MixedBatch:
         if self.place is None: mixer.check(batch)
         else: batch.x = batch.inputs[0]
         self.targets = Targets(batch.yb, batch.shape, mixer.targets)
+        if mixer.source is not None: batch.source = mixer.next_source(batch, rng, bool(self.place))
         mixes = mixer.draw_mix(batch, rng, self.needs_one(), lam)
         if batch.source: self.targets.take_from(batch.source.yb) # The method may have set it in `draw`
         self.mixes = mixes if isinstance(mixes, list) else [mixes]
@@ -236,7 +325,7 @@ def check_drawn(self:MixedBatch):
 def needs_one(self:MixedBatch):
     "Has the batch to get one λ, as the loss cannot be weighted sample by sample, or that isn't known yet?"
     mixer, facts = self.mixer, self.facts
-    if facts is None or mixer.per == 'batch': return False
+    if facts is None or mixer.per == 'batch' or mixer.reweighs == 'sample': return False
     return self.targets.may_weigh(mixer.places) and not facts.ask(len(self.targets.own))
 
 # %% ../nbs/05_mixer.ipynb #bbcdb057
@@ -262,9 +351,12 @@ def labels(self:MixedBatch) -> tuple:
     return self.targets.mixed(self.mixes[0]) if len(self.mixes) == 1 else self.batch.yb
 
 @patch
+def has_term(self:MixedBatch): return self.mixer.decouple or type(self.mixer).term is not Mixer.term
+
+@patch
 def weighs(self:MixedBatch) -> bool:
     "Has the loss to be weighted, or something to be added?"
-    if len(self.mixes) > 1 or type(self.mixer).term is not Mixer.term: return True
+    if len(self.mixes) > 1 or self.has_term(): return True
     return any(fate in weighed for fate in self.targets.fates(self.mixes[0]))
 
 # %% ../nbs/05_mixer.ipynb #45f061c2
@@ -288,11 +380,21 @@ def user_loss(learn):
 @patch
 def switch(self:MixedBatch, xb):
     "Put a weighted loss in the place of the user's"
-    learn, mixer, batch = self.batch.learn, self.mixer, self.batch
+    learn = self.batch.learn
     self.targets.inputs = () if self.place else xb
-    term = None if type(mixer).term is Mixer.term else lambda pred, mix: mixer.term(pred, batch, mix)
+    term = self.term if self.has_term() else None
     split = self.split if len(self.mixes) > 1 else None
     learn.loss_func = self.switched = MixLoss(user_loss(learn), self.mixes, self.targets, self.facts, term, split)
+
+# %% ../nbs/05_mixer.ipynb #337a82e1
+@patch
+def term(self:MixedBatch, pred, mix):
+    "What is added to the loss under `mix`, or `None`"
+    mixer = self.mixer
+    more = mixer.term(pred, self.batch, mix)
+    if not mixer.decouple: return more
+    apart = mixer.decouple*decoupled_loss(user_loss(self.batch.learn), pred, self.targets, mix)
+    return apart if more is None else more + apart
 
 # %% ../nbs/05_mixer.ipynb #33a6b48a
 @patch
@@ -371,10 +473,10 @@ def before_batch(self:Mixer):
     "Steps 1 and 2: draw a mix, and train on it"
     self.batch, learn = None, self.learn
     batch = Batch(learn.xb, learn.yb, learn)
-    if batch.n < 2: return # Nobody to be mixed with
+    batch.done = round(getattr(learn, 'pct_train', 0.), 9)
     self.seed_rng()
-    mixer = self.pick(round(getattr(learn, 'pct_train', 0.), 9), self.rng)
-    if mixer is None: return
+    mixer = self.pick(batch.done, self.rng)
+    if mixer is None or (batch.n < 2 and mixer.source is None): return # Nobody to be mixed with
     facts = self.facts_of(user_loss(learn))
     if not self.looked: refuse_labels(batch)
     self.batch = MixedBatch(mixer, batch, self.rng, facts)
@@ -415,8 +517,8 @@ def check_alone(self:Mixer, learn):
 
 @patch
 def seed_rng(self:Mixer):
-    "Make the generator, if there is none yet"
-    if self.rng is None: self.rng = mix_rng(self.seed)
+    "Make the generator, if there is none yet; what follows from it is made anew"
+    if self.rng is None: self.rng, self.pool = mix_rng(self.seed), None
 
 @patch(as_prop=True)
 def mix(self:Mixer) -> Mix|None:
@@ -561,17 +663,19 @@ Learner.one_batch = one_batch
 @patch
 def __reduce_ex__(self:Mixer, protocol):
     if self.learn: return Callback, (), {'learn': self.learn}
-    return copyreg.__newobj__, (type(self),), vars(self) | dict(batch=None, facts=None, paused=None)
+    return copyreg.__newobj__, (type(self),), vars(self) | dict(batch=None, facts=None, paused=None, pool=None)
 
 @patch
 def __copy__(self:Mixer):
     new = type(self).__new__(type(self))
-    vars(new).update(vars(self), batch=None, paused=None)
+    vars(new).update(vars(self), batch=None, paused=None, pool=self.pool and self.pool.fork())
     return new
 
 @patch
 def __deepcopy__(self:Mixer, memo):
     new = memo[id(self)] = copy.copy(self)
+    loader = vars(self).get('source')
+    memo[id(loader)] = loader # Which holds its whole data set
     vars(new).update(copy.deepcopy(vars(new), memo))
     return new
 
@@ -594,7 +698,7 @@ def load_state_dict(self:Mixer,
         if rng: rng.bit_generator.state = state['rng']
     except (TypeError, KeyError, ValueError) as e:
         raise ValueError(f"not the state of a mixer, which `state_dict` gives: {state!r}") from e
-    self.rng, self.facts = rng, LossFacts(None, before=state.get('per_sample'))
+    self.rng, self.pool, self.facts = rng, None, LossFacts(None, before=state.get('per_sample'))
 
 # %% ../nbs/05_mixer.ipynb #6527d882
 def arguments(
@@ -612,7 +716,10 @@ def arguments(
 # %% ../nbs/05_mixer.ipynb #c5d7b619
 def telling_batch(n, size, content, y=None):
     "Sample `i` is 1 in channel `i`, and shows `content` in three more; its class, one-hot label and mask say `i`, too"
-    one, classes = [1]*len(size), torch.arange(n)
+    classes = torch.arange(n)
+    if size is None: # A table of codes
+        return Batch((classes[:, None].repeat(1, 2*n),), (classes, torch.eye(n), classes))
+    one = [1]*len(size)
     who = torch.eye(n).view(n, n, *one).expand(n, n, *size)
     mask = classes.view(n, *one).repeat(1, *size)
     return Batch((torch.cat([who, content], 1),), (classes if y is None else y, torch.eye(n), mask))
@@ -643,13 +750,15 @@ def check_draw(under, again, kept, streams):
 def check_labels(mixer, under, mix):
     "Do labels and masks fit the inputs?"
     (x,), (_, soft, mask), n = under.part(mix), under.targets.mixed(mix), mix.n
-    seen, near = x[:, :n], partial(torch.allclose, atol=1e-3)
+    seen = x[:, :n] if x.ndim > 2 else (x[:, None] == torch.arange(n)[:, None]).float() # Of a table, the codes
+    near = partial(torch.allclose, atol=1e-3)
     shares, (label_fate, soft_fate, mask_fate) = seen.flatten(2).mean(2), under.targets.fates(mix)
     stated, counted = made_of(mix.shares, mix.partners), made_of(mix.weights, mix.partners)
     assert near(shares, stated), 'the shares that the mix states are not those in the inputs'
     if label_fate == 'weigh' and not mixer.reweighs:
         assert near(shares, counted), 'a label does not count as much as is seen of its sample'
-    if soft_fate == 'blend': assert near(shares, soft), 'soft labels are not mixed as the inputs are'
+    if soft_fate == 'blend':
+        assert near(counted if mixer.reweighs else shares, soft), 'soft labels are not mixed as the inputs are'
     if mask_fate == 'paste': assert torch.equal(mask, seen.argmax(1)), 'a mask is not pasted where its image is'
     if mask_fate == 'places':
         own = mix.own_in(mask).expand(mask.shape)
@@ -673,18 +782,32 @@ def draw_picked(mixer, seed, batch):
     if under.place: raise ValueError(f"{type(mixer).__name__} mixes inside the network, where nothing can be measured")
     return under
 
+# %% ../nbs/05_mixer.ipynb #93dfd1bd
+def example_batch(
+    data:str, # What the method is for: its `data`
+    shape:tuple, # Shape of the input, `(n, c, *size)`; of a table its rows and columns
+) -> Batch: # The same each time
+    "Random inputs, with targets that such a method is for"
+    rng, n = torch.Generator().manual_seed(0), shape[0]
+    classes = torch.randint(0, 4, (n,), generator=rng)
+    if data == 'table': return Batch((torch.randint(0, 5, shape[:2], generator=rng), torch.rand(shape[:2], generator=rng)), (classes,))
+    y = {'number': torch.randn(n, 1, generator=rng), 'mask': torch.randint(0, 4, (n, *shape[2:]), generator=rng)}.get(data, classes)
+    return Batch((torch.rand(shape, generator=rng),), (y,))
+
 # %% ../nbs/05_mixer.ipynb #8276c176
 def check_mixer(
     mixer:Mixer, # A mixer, of whatever method
-    size:tuple=(20, 30), # Spatial size of the batch to try it on; better not a square
+    size:tuple=(20, 30), # Spatial size of the batch to try it on; better not a square. A method for tables gets a table
     n:int=6, # Batch size
     draws:int=20, # How many batches
-    y:Tensor|None=None, # `(n, …)`: the first target, for a method that looks at it; `None`: class numbers
+    y:Tensor|None=None, # `(n, …)`: the first target, for a method that looks at it. `None`: one that it is for
 ):
     """Raise an `AssertionError` where `mixer` breaks a promise: labels that don't fit the inputs, masks at another
     place, a batch written to, a generator that isn't its own"""
+    if mixer.data == 'table': size = None
+    if y is None and mixer.data in ('number', 'mask'): y = example_batch(mixer.data, (n, 3, *size)).y
     for seed in range(draws):
-        content = torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(seed))
+        content = torch.rand(n, 3, *(size or ()), generator=torch.Generator().manual_seed(seed))
         batch, streams = telling_batch(n, size, content, y), global_streams()
         kept = batch.x.clone()
         draw = partial(draw_picked, mixer, seed)

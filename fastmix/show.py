@@ -11,6 +11,7 @@ __all__ = ['untouched', 'label_of', 'mix_title', 'show_mix', 'show_mixers', 'har
 
 # %% ../nbs/07_show.ipynb #e49b25a5
 import bisect, copy, math, random, textwrap, warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from numbers import Integral, Real
 
@@ -31,19 +32,11 @@ from matplotlib.textpath import text_to_path
 from scipy.stats import beta
 from torch import Tensor
 
-from .batch import Batch, is_spatial, tensors
+from .batch import Batch, is_spatial, loader_generators, tensors
 from .draw import mix_rng
 from .layers import is_a
 from .mix import Paste, is_floating, nested
-from .mixer import MixedBatch, Mixer, check_alpha, check_number, check_seed, user_loss
-
-# %% ../nbs/07_show.ipynb #4d17a33e
-def loader_generators(dl):
-    "The generators that a loader of torch has of its own, in any of its parts"
-    batches = getattr(dl, 'batch_sampler', None)
-    parts = dl, getattr(dl, 'sampler', None), batches, getattr(batches, 'sampler', None)
-    found = [getattr(part, 'generator', None) for part in parts]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+from .mixer import MixedBatch, Mixer, arguments, check_alpha, check_number, check_seed, user_loss
 
 # %% ../nbs/07_show.ipynb #ae0f327a
 def reseed(dl, seed):
@@ -78,6 +71,7 @@ def untouched(
 def as_it_was(*mixers):
     "Inside, the mixers can be used; afterwards they hold what they held"
     held = [vars(mixer).copy() for mixer in mixers]
+    for mixer in mixers: mixer.pool = mixer.pool and mixer.pool.fork()
     try: yield
     finally:
         for mixer, values in zip(mixers, held):
@@ -205,9 +199,10 @@ class MixedSamples:
         self.roles = role_names(len(self.mix.rows))
         self.samples = [decoded(dl, batch, self.n) for batch in role_batches(drawn)] # For each role, all samples
         self.mask, self.pictures, self.mixed = None, [], None
-        if hasattr(self.samples[0], 'columns'): return # Rows of a table
+        is_table = hasattr(self.samples[0], 'columns')
+        if is_table and drawn.place: return # Rows whose mix has no names
         self.mixed = decoded(dl, (*drawn.part(self.mix), *drawn.targets.mixed(self.mix)), self.n)
-        self.find_pictures()
+        if not is_table: self.find_pictures()
 
 # %% ../nbs/07_show.ipynb #86a53372
 def visible(inputs):
@@ -513,22 +508,43 @@ def columns(self:MixedSamples):
     return ['text' if isinstance(self.samples[0][0][0], str) else 'input']*self.n_inp + ['label']
 
 @patch
-def cells_of(self:MixedSamples, role, i):
-    "Sample `i` in one of its roles, a value for each column"
-    samples = self.samples[role]
-    if hasattr(samples, 'columns'): return tuple(samples.iloc[i])
-    return *samples[i][:self.n_inp], label_of(samples[i][self.n_inp:], self.vocab)
+def cells_in(self:MixedSamples, samples, i):
+    "Sample `i` of `samples`, a value for each column"
+    if hasattr(samples, 'columns'): return list(samples.iloc[i])
+    return [*samples[i][:self.n_inp], label_of(tuple(samples[i])[self.n_inp:], self.vocab)]
+
+# %% ../nbs/07_show.ipynb #72ff0141
+@patch
+def label_fates(self:MixedSamples):
+    "What becomes of the target in each column of labels, which are the last ones"
+    fates = [self.fate(y) for y in tensors(self.drawn.batch.yb) for _ in range(y.shape[1] if y.ndim > 1 else 1)]
+    return fates if hasattr(self.samples[0], 'columns') else fates[:1]
+
+@patch
+def mixed_cells(self:MixedSamples, i):
+    "The mix of sample `i`, a value for each column; a label that is weighed with all its shares"
+    roles, mixed = [self.cells_in(role, i) for role in self.samples], self.cells_in(self.mixed, i)
+    weights = self.mix.weights.expand(-1, self.mix.n)[:, i].tolist()
+    for at, fate in enumerate(reversed(self.label_fates()), 1):
+        if fate == 'weigh': mixed[-at] = mix_title(weights, *(str(role[-at]) for role in roles))
+    return mixed
 
 # %% ../nbs/07_show.ipynb #f830d970
 @patch
+def rows_of(self:MixedSamples, i):
+    "Sample `i` in each role, and its mix where the model is given that; what stands before a row, and its cells"
+    heads = [f'{role} {share}' for role, share in zip(self.roles, share_texts(self.shares[i]))]
+    rows = [[head, *self.cells_in(role, i)] for head, role in zip(heads, self.samples)]
+    return rows if self.drawn.place else [*rows, ['mixed', *self.mixed_cells(i)]]
+
+@patch
 def table(self:MixedSamples):
     "The text of all rows, with the role and its share before them"
-    columns, rows = self.columns(), []
+    columns = self.columns()
     most = max(18, 110//max(1, len(columns)-1))
-    for i in range(self.n):
-        for role, share in enumerate(share_texts(self.shares[i])):
-            rows.append([f'{self.roles[role]} {share}', *(cell_text(value, most) for value in self.cells_of(role, i))])
-    return [['', *columns], *rows]
+    room = [most]*len(columns) + [max(most, 40)] # A label may be one of several, with their shares
+    rows = [row for i in range(self.n) for row in self.rows_of(i)]
+    return [['', *columns], *([cell_text(value, n) for value, n in zip(row, room)] for row in rows)]
 
 # %% ../nbs/07_show.ipynb #20f2cf90
 def style_cell(cell, weight, pad):
@@ -539,10 +555,27 @@ def style_cell(cell, weight, pad):
     as_it_reads(cell.get_text())
 
 # %% ../nbs/07_show.ipynb #d66940b2
+def whose(texts):
+    "The colours of a column of texts, own, partners' and mixed: whose is the last one?"
+    *roles, mixed = texts
+    taken = mixed != roles[0] and mixed in roles
+    return [None]*len(roles) + [role_colour(roles.index(mixed)) if taken else None]
+
 @patch
-def show_table(self:MixedSamples, figsize=None, ax=None, **kwargs):
-    "Show all roles of each sample as rows of a table"
-    heading, *rows = cells = self.table()
+def colours(self:MixedSamples):
+    "A colour, or none, for each cell of the table"
+    rows, k = self.table()[1:], len(self.roles)
+    first = [role_colour(role) for role in range(k)]
+    if self.drawn.place: return [[colour] + [None]*(len(rows[0])-1) for colour in first*self.n]
+    found = []
+    for at in range(0, len(rows), k+1):
+        found += zip([*first, None], *map(whose, list(zip(*rows[at:at+k+1]))[1:]))
+    return found
+
+# %% ../nbs/07_show.ipynb #a943cf00
+def draw_table(cells, colours, title='', figsize=None, ax=None, **kwargs):
+    "Draw rows of text, the first of them a heading, as a table whose cells have colours"
+    heading, *rows = cells
     widths = [1.5 + max(width_of(text, weight='bold') for text in column) for column in zip(*cells)]
     figsize = figsize or (.11*sum(widths), .22*(len(cells)+1))
     if ax is None: _, ax = plt.subplots(figsize=figsize, **{'layout': 'constrained', **kwargs})
@@ -552,10 +585,16 @@ def show_table(self:MixedSamples, figsize=None, ax=None, **kwargs):
     table.auto_set_font_size(False)
     for (row, column), cell in table.get_celld().items():
         style_cell(cell, 'normal' if row else 'bold', .6/widths[column])
-        if row and not column: cell.set_facecolor(to_rgba(role_colour((row-1) % len(self.roles)), .25))
-    as_it_reads(ax.set_title(self.where, fontsize=9))
+        if row and colours[row-1][column]: cell.set_facecolor(to_rgba(colours[row-1][column], .25))
+    as_it_reads(ax.set_title(title, fontsize=9))
     ax.set_axis_off()
     return np.array([ax])
+
+@patch
+def show_table(self:MixedSamples, figsize=None, ax=None, **kwargs):
+    "Show all roles of each sample, and its mix if there is one to be seen, as rows of a table"
+    title = self.where if self.drawn.place else ''
+    return draw_table(self.table(), self.colours(), title, figsize, ax, **kwargs)
 
 # %% ../nbs/07_show.ipynb #1931d913
 def check_count(name, value):
@@ -687,7 +726,6 @@ def mixed_pair(dl, pair, name, mixer, lam, rng, vocab=None):
         drawn = MixedBatch(mixer, Batch(*pair), copy.deepcopy(rng), lam=lam)
     if drawn.place: raise ValueError(f"{name!r} mixes inside the network, where there is no picture: leave it out")
     samples = MixedSamples(dl, drawn, 1, vocab)
-    if not samples.pictures: raise ValueError("there is no input that can be drawn")
     samples.pictures = samples.pictures[:1]
     return samples
 
@@ -719,6 +757,17 @@ def name_pair(figure, names):
     names = [cut(name, .4*width) for name in names[:2]]
     as_it_reads(figure.suptitle('λ {} + (1-λ) {}'.format(*names), fontsize=10))
 
+# %% ../nbs/07_show.ipynb #6bccce51
+def show_pair(cells, names, figsize=None, ax=None, **kwargs):
+    "Show a pair of rows, and below it the own one as it was mixed for each of `cells`"
+    heading, own, *partners, _ = cells[0].table()
+    rows, colours = [own, *partners], cells[0].colours()[:-1]
+    for row, role in zip(rows, cells[0].roles): row[0] = role
+    for name, cell in zip(names, cells):
+        rows.append([f'{name}, λ = {share_texts(cell.shares[0])[0]}', *cell.table()[-1][1:]])
+        colours.append(cell.colours()[-1])
+    return draw_table([heading, *rows], colours, '', figsize, ax, **kwargs)
+
 # %% ../nbs/07_show.ipynb #fdd26dd4
 def show_mixers(
     dls, # `DataLoaders`; the pair is taken from the next training batch: its first sample, and the first one with another target
@@ -729,7 +778,7 @@ def show_mixers(
     ax=None, # Axes to draw on, one for each mixer and λ, in place of a new figure
     vocab=None, # The names of the classes, for class numbers that the loader gives no names
     **kwargs, # Passed to `plt.subplots`
-) -> np.ndarray: # The axes, `(len(mixers), len(lams))`
+) -> np.ndarray: # The axes, `(len(mixers), len(lams))`; of rows of a table one
     "Show one pair of samples, mixed by several mixers with several shares. Raises a `ValueError` for a mixer that has no picture"
     check_seed(seed)
     mixers, lams = check_mixers(mixers, lams)
@@ -740,6 +789,7 @@ def show_mixers(
         pair = first_pair(next_batch(dls))
         cells = [mixed_pair(dls.train, pair, name, mixer, lam, rng, vocab)
                  for name, mixer in mixers.items() for lam in lams]
+    if not cells[0].pictures: return show_pair(cells, [name for name in mixers for _ in lams], figsize, ax, **kwargs)
     axes = grid_of_axes(len(mixers), len(lams), cells[0].pictures[0].aspect, len(mixers), 1, figsize, ax, **kwargs)
     for cell, place in zip(cells, axes.flat): cell.draw([place], 0, sources=False)
     set_titles(axes.ravel(), [f'λ = {share_texts(cell.shares[0])[0]}' for cell in cells])
@@ -754,8 +804,11 @@ def lam_distribution(alpha, fold):
     if isinstance(alpha, Mixer):
         if alpha.pick(None, mix_rng(0)) is not alpha:
             raise ValueError("MixChoice draws one of several mixers, each with its own alpha: give those")
+        if 'alpha' not in arguments(alpha) or getattr(alpha, 'k', 2) > 2:
+            raise ValueError(f"{type(alpha).__name__} draws these shares otherwise than λ from a Beta distribution")
         alpha, fold = alpha.alpha, alpha.fold
     alpha = check_alpha(alpha)
+    if callable(alpha): raise ValueError("`alpha` is a function of the fit's progress: ask for a moment, such as `alpha(0)`")
     return *(alpha if isinstance(alpha, tuple) else (alpha, alpha)), fold
 
 # %% ../nbs/07_show.ipynb #c85ee070
@@ -782,21 +835,35 @@ def lam_name(alpha, fold):
     if isinstance(alpha, Mixer): name, alpha, fold = f'{type(alpha).__name__}: ', alpha.alpha, alpha.fold
     return f"{name}α = {check_alpha(alpha)}{', folded' if fold else ''}"
 
+# %% ../nbs/07_show.ipynb #21880328
+def moments(alpha):
+    "`alpha`, and when it holds: at the start, in the middle and at the end of a fit, where it is a function of that"
+    if isinstance(alpha, type): alpha = mixer_from(alpha)
+    value = alpha.alpha if isinstance(alpha, Mixer) else alpha
+    if not callable(value): return [('', alpha)]
+    found = []
+    for when, done in ('start', 0.), ('middle', .5), ('end', 1.):
+        now = copy.copy(alpha) if isinstance(alpha, Mixer) else value(done)
+        if isinstance(alpha, Mixer): now.alpha = value(done)
+        found.append((f'{when}: ', now))
+    return found
+
 # %% ../nbs/07_show.ipynb #6946a262
 def plot_lam(
-    *alphas:float|tuple, # As for `hardly_mixed`: numbers, pairs or mixers
+    *alphas:float|tuple|Callable, # As for `hardly_mixed`: numbers, pairs or mixers; and functions of the fit's progress
     fold:bool=False, # Replace each λ by `max(λ, 1-λ)`? Mixers know for themselves
     ax=None, # Axes to draw on, in place of a new figure
     figsize:tuple|None=None, # Width and height in inches
 ):
     "Plot the density of λ for each alpha, and say how many samples are hardly mixed. Returns the axes. Raises a `ValueError` without an alpha"
     if not alphas: raise ValueError("give at least one alpha, e.g. `plot_lam(0.2, 0.4, 1.0)`")
+    whens, alphas = zip(*(o for alpha in alphas for o in moments(alpha)))
     shares = [hardly_mixed(alpha, fold) for alpha in alphas]
     if ax is None: _, ax = plt.subplots(figsize=figsize or (6, 3), layout='constrained')
     lam = (1 - np.cos(np.linspace(0, np.pi, 999)[1:-1]))/2 # Closer at the ends, where the density is steep
     densities = [lam_density(lam, alpha, fold) for alpha in alphas]
-    for alpha, density, share in zip(alphas, densities, shares):
-        ax.plot(lam, density, label=f'{lam_name(alpha, fold)}: {share:.0%} hardly mixed')
+    for when, alpha, density, share in zip(whens, alphas, densities, shares):
+        ax.plot(lam, density, label=f'{when}{lam_name(alpha, fold)}: {share:.0%} hardly mixed')
     ax.axvspan(.95, 1, color='.9', zorder=0)
     ax.set(xlim=(0, 1), ylim=(0, min(5, 1.1*np.nanmax(densities))), xlabel='λ, the own share', ylabel='density')
     ax.legend(fontsize=8, title='hardly mixed: λ > 0.95', title_fontsize=8)

@@ -10,7 +10,7 @@ import torch
 torch.set_num_threads(1)
 
 
-longest = ['test_site.py', 'test_lessons.py', 'test_cli.py', 'test_pets.py', 'test_rows.py']
+longest = ['test_left_alone.py', 'test_site.py', 'test_lessons.py', 'test_cli.py', 'test_pets.py', 'test_rows.py']
 
 
 def pytest_collection_modifyitems(items):

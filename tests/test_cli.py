@@ -389,3 +389,16 @@ def test_clothing(data, tmp_path):
     fastmix(data=data/'clothing-small-160', out=tmp_path/'out', arch='small', size=16, mixes='mixup')
     assert pd.read_csv(tmp_path/'out'/'results.csv').accuracy[0] > 0.15
     assert (tmp_path/'out'/'report.html').read_text().count('<img') == 4
+
+
+def test_all_methods_for_photographs_are_known_and_all_takes_them():
+    from fastmix.all import all_mixers
+    from fastmix.compare.images import check_names, known_mixes, mixer_named
+    from fastmix.data import InputError
+    others = {'mixchoice', 'cmixup', 'copypaste', 'tabularswap', 'transmix'} # Numbers, masks, tables, attention
+    assert set(known_mixes()) == {'none', 'choice', *all_mixers} - others
+    settings = dict(mixes=['all'], arch='small', pretrained=False)
+    check_names(settings)
+    assert settings['mixes'] == list(known_mixes()) and mixer_named('none') is None
+    for name in others - {'mixchoice'}:
+        with pytest.raises(InputError, match=f'{name} is not for photographs'): mixer_named(name)

@@ -106,6 +106,31 @@ class TestPages:
             assert len(lines) == len(names), page
         assert not wrong
 
+    def test_a_page_of_the_reference_begins_with_its_names(self, pages):
+        "Behind what is shown first, and before every section: one first that was just used"
+        begun = {}
+        for _, page, names in entries():
+            if not names: continue
+            headings = re.findall(r'<h(\d)[^>]*? id="([^"]+)"', pages[page].file.read_text())
+            begin = headings.index(('2', 'reference'))
+            assert headings[1:begin] == ([('2', 'the-picture'), ('2', 'in-use')] if page.startswith('methods/') else []), page
+            entry_ids = [name for level, name in headings[begin + 1:] if pages[page].ids[name] == 'symbol']
+            assert [name for _, name in headings[begin + 1:begin + 1 + len(entry_ids)]] == entry_ids, page
+            opening = pages[page].text.partition('id="reference"')[0].partition('<article')[2]
+            words = re.findall(r'\w+', re.sub('<[^>]+>', '', opening).lower())
+            if used := [name for name in entry_ids if name.rpartition('.')[2] in words]: begun[page] = used[0] == entry_ids[0]
+        assert all(begun.values()) and len(begun) > 20, begun
+
+    def test_types_are_names(self, pages):
+        shown = {page: re.findall(r'&lt;(?:built-in|class|function)[^&]*&gt;', pages[page].text) for _, page, _ in entries()}
+        assert not {page: types for page, types in shown.items() if types}
+        assert '<code>callable</code>' in pages['compare/run.html'].text
+
+    def test_the_home_page_has_a_title_of_its_own(self, pages):
+        titles = {name: re.search('<title>(.*?)</title>', page.text)[1] for name, page in pages.items()}
+        assert 'MixUp' in titles['index.html'] and titles['index.html'].endswith(' - fastmix')
+        assert not [name for name, title in titles.items() if title == 'fastmix - fastmix']
+
     def order(self, page, names):
         "The names in the order of the page"
         known = {name.lower(): name for name in names}
@@ -162,6 +187,32 @@ class TestPages:
 
 @needs_builder
 class TestTheBuilder:
+    def test_names_are_in_the_order_of_their_use(self):
+        from pages import by_use
+        names = ['helper', 'Result', 'run', 'Result.plot', 'Learner.look', 'Result.save', 'Other']
+        assert by_use(names, 'result = run(3)\nlearn.look()\nResult.load()') == ['run', 'Learner.look', 'Result', 'Result.plot', 'Result.save', 'helper', 'Other']
+        assert by_use(names, '') == ['helper', 'Result', 'Result.plot', 'Result.save', 'run', 'Learner.look', 'Other']
+
+    def test_the_opening_ends_at_the_first_section(self):
+        from fastcore.nbio import mk_cell
+        from pages import code_in, split_at_section
+        texts = '# Title\n\n```\n## no heading\n```\n`this`', 'that()', 'Before.\n\n## Section\n\nAfter `it`.'
+        nb = SimpleNamespace(cells=[mk_cell(text, kind) for text, kind in zip(texts, ('markdown', 'code', 'markdown'))])
+        for i, cell in enumerate(nb.cells): cell.idx_, cell.directives_ = i, {}
+        assert split_at_section(nb) == 3 and [cell.source for cell in nb.cells[2:]] == ['Before.\n\n', '## Section\n\nAfter `it`.']
+        for cell in nb.cells: cell.directives_ = {}
+        assert re.findall(r'[a-z]+', code_in(nb.cells[:3])) == ['no', 'heading', 'that', 'this']
+
+    def test_plots_of_a_figure_are_counted(self):
+        from pages import least_width, panels
+        def output(text): return SimpleNamespace(data={'text/plain': text})
+
+        found = [panels(output(text)) for text in ('<Figure size 840x300 with 2 Axes>', '<Figure size 540x540 with 12 Axes>', '<Figure size 6x3 with 1 Axes>', '3')]
+        assert found == [2, 12, 1, 1]
+        def png(width): return b'\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR' + width.to_bytes(4) + bytes(4)
+
+        assert [least_width(png(width)) for width in (300, 840, 1300)] == [300, 640, 975] and least_width(png(1300), 650) == 640
+
     def test_a_failure_leaves_the_old_site(self, tmp_path, monkeypatch):
         import docs
         site = tmp_path/'site'
@@ -297,6 +348,24 @@ while (walker.nextNode()) {
 return [count, [...poor]]
 """
 
+cut_off = """
+return [...document.querySelectorAll('.md-typeset pre > code')].filter(o => o.scrollWidth > o.clientWidth + 1).map(o => o.textContent.slice(0, 60))
+"""
+
+first_name = "const o = document.querySelector('.symbol'); return o && o.getBoundingClientRect().top + scrollY"
+
+# On a phone: what is wider than its box, and cannot be scrolled there, or reaches over the edge; and figures that are too small
+out_of_sight = """
+const scrolls = o => o.scrollWidth <= o.clientWidth + 1 || /auto|scroll/.test(getComputedStyle(o).overflowX)
+const code = [...document.querySelectorAll('.md-typeset pre > code')]
+return code.filter(o => !scrolls(o) || o.getBoundingClientRect().right > innerWidth).map(o => o.textContent.slice(0, 60))
+"""
+figures = """
+return [...document.querySelectorAll('img.panels')].map(o => [
+  o.src, o.getBoundingClientRect().width/(o.getAttribute('width') || o.naturalWidth), o.getBoundingClientRect().width,
+  o.parentElement.scrollWidth <= o.parentElement.clientWidth + 1 || getComputedStyle(o.parentElement).overflowX == 'auto'])
+"""
+
 faults = """
 const broken = [...document.images].filter(o => !o.complete || !o.naturalWidth).map(o => o.src)
 const remote = performance.getEntriesByType('resource').map(o => o.name).filter(o => !o.startsWith(location.origin))
@@ -318,7 +387,10 @@ def seen(browser, address, pages):
         window(browser, 1400, dark=True)
         wait.until(lambda _: browser.execute_script('return document.body.dataset.mdColorScheme') == 'slate', name)
         one.dark = browser.execute_script(contrasts)
+        window(browser, 1300)
+        one.cut_off, one.first_name = browser.execute_script(cut_off), browser.execute_script(first_name)
         window(browser, 375)
+        one.out_of_sight, one.figures = browser.execute_script(out_of_sight), browser.execute_script(figures)
         one.width = browser.execute_script('return [innerWidth, document.scrollingElement.scrollWidth]')
         one.faults += [o['message'] for o in browser.get_log('browser') if o['level'] in ('SEVERE', 'WARNING')]
     return found
@@ -344,6 +416,36 @@ class TestInABrowser:
 
     def test_nothing_overflows_on_a_phone(self, seen):
         assert {name: o.width for name, o in seen.items() if o.width != [375, 375]} == {}
+
+    def test_code_is_never_cut_off(self, seen): assert {name: o.cut_off for name, o in seen.items() if o.cut_off} == {}
+
+    def test_code_that_is_cut_off_is_noticed(self, browser, address):
+        window(browser, 1300)
+        browser.get(address + 'compare/run.html')
+        browser.execute_script("for (const o of document.querySelectorAll('pre > code')) o.style.whiteSpace = 'pre'")
+        assert browser.execute_script(cut_off)
+
+    def test_copied_code_is_what_was_written(self, browser, address):
+        "Each line is a box of its own, which must not show in the text"
+        window(browser, 1300)
+        browser.get(address + 'tutorials/keras_mixup.html')
+        text = browser.execute_script("""
+            const code = [...document.querySelectorAll('pre > code')].find(o => o.textContent.includes('nn.Sequential('))
+            getSelection().selectAllChildren(code)
+            return [getSelection().toString(), code.textContent]""")
+        assert text[0].strip('\n') == text[1].strip('\n') and text[1].count('\n') >= 6
+
+    def test_a_page_of_the_reference_begins_with_what_people_come_for(self, seen):
+        "The first name stands on the first two screens"
+        tops = {page: seen[page].first_name for _, page, names in entries() if names}
+        assert {page: top for page, top in tops.items() if top > 1800} == {}
+
+    def test_code_scrolls_in_its_own_box_on_a_phone(self, seen): assert {name: o.out_of_sight for name, o in seen.items() if o.out_of_sight} == {}
+
+    def test_figures_of_several_plots_can_be_read_on_a_phone(self, seen):
+        found = [figure for o in seen.values() for figure in o.figures]
+        assert len(found) > 20 and not [figure for figure in found if not figure[3]]
+        assert not [figure for figure in found if figure[1] < .74 and figure[2] < 639]
 
     def test_wide_tables_and_code_scroll_in_their_own_box(self, browser, address):
         window(browser, 375)

@@ -92,6 +92,7 @@ def write_pages(docs, runs):
             error.add_note(f'in {notebook}')
             raise
         title, summary = (json.dumps(text.replace('`', '')) for text in title_and_summary(notebook))
+        if notebook.stem == 'index': title = summary  # Behind it stands the site's name, as on every page
         page.write_text(f'---\ntitle: {title}\ndescription: {summary}\n---\n{page.read_text()}')
     for file, page in addresses.texts.items(): page.write_text(relink(file.read_text(), root, page, addresses))
     for file, page in addresses.sources.items():

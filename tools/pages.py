@@ -84,11 +84,15 @@ class Name(str):
     __repr__ = str.__str__
 
 
-def shown(value): return Name(value.__name__) if value is not empty and (isclass(value) or isroutine(value)) else value
+def shown(value):
+    "A default as it reads: a function by its name, what a data class makes anew as three dots"
+    if type(value).__name__ == '_HAS_DEFAULT_FACTORY_CLASS': return Name('...')
+    return Name(value.__name__) if value is not empty and (isclass(value) or isroutine(value)) else value
 
 
 def type_name(annotation):
     if annotation in (empty, type(None)): return ''
+    if isroutine(annotation): return annotation.__name__  # `callable`
     if isinstance(annotation, type) and not hasattr(annotation, '__origin__'):
         return ('nn.' if annotation.__module__.startswith('torch.nn.') else '') + annotation.__name__
     return re.sub(r'\b(?:\w+\.)+(?=\w)', '', annotation if isinstance(annotation, str) else str(annotation))
@@ -140,20 +144,68 @@ def entry(sym, name, level, **place):
     return '\n\n'.join(part for part in parts if part)
 
 
+def split_at_section(nb, title=''):
+    "The index of the first cell of a notebook that begins with a section, or that one; a cell with text before it is split"
+    for cell in nb.cells:
+        found = cell.cell_type == 'markdown' and re.search(rf'^## {title}', re.sub(r'^```.*?^```$', lambda o: '.'*len(o[0]), cell.source, flags=re.M | re.S), re.M)
+        if not found: continue
+        before, cell.source = cell.source[:found.start()], cell.source[found.start():]
+        if before.strip(): nb.cells.insert(cell.idx_, mk_cell(before, 'markdown'))
+        return cell.idx_ + bool(before.strip())
+    return len(nb.cells)
+
+
+def code_in(cells):
+    "The code that cells show to a reader, and then what their prose says in backticks"
+    kept = [cell for cell in cells if not exported(cell) and 'hide' not in cell.directives_ or cell.cell_type == 'markdown']
+    code = [re.findall(r'^```.*?^```$|^ {4}\S.*?$', cell.source, re.M | re.S) if cell.cell_type == 'markdown' else [cell.source]
+            for cell in kept]
+    spans = [re.findall('`[^`\n]+`', cell.source) for cell in kept if cell.cell_type == 'markdown']
+    return re.sub(r'^#\|.*$', '', '\n'.join(part for parts in code + spans for part in parts), flags=re.M)
+
+
+def by_use(names, code):
+    "`names` in the order in which `code` uses them, a class with all its methods; the others follow as they come"
+    words, groups = re.findall(r'\w+', code), {}
+    for name in names:
+        owner, _, method = name.partition('.')
+        groups.setdefault(owner if owner in names or not method else method, []).append(name)
+    place = {group: words.index(group) if group in words else len(words) for group in groups}
+    return [name for group in sorted(groups, key=place.get) for name in groups[group]]
+
+
 class add_entries(Processor):
-    "An entry below each exported cell for every public name that it defines, values included"
+    """An entry for every public name, values included
+
+    They stand before the first section of a page, on that of a method before its code, in the order in which what is above
+    them uses the names; where they are defined, a line leads to them.
+    """
     def begin(self):
         to = exports_to(self.nb)
         if not to: return
-        module, file = import_module(f'{config.lib_path.name}.{to}'), config.lib_path/f'{to.replace(".", "/")}.py'
-        for cell in reversed([cell for cell in self.nb.cells if exported(cell)]):
-            texts = [self.text(cell, node, name, module, module=file, folder=self.nb.path_.parent)
-                     for node in ast.parse(cell.source).body for name in names_defined(node)
-                     if has_entry(name, file)]
-            self.nb.cells[cell.idx_ + 1:cell.idx_ + 1] = [mk_cell(text, 'markdown') for text in texts]
+        self.module, self.file = import_module(f'{config.lib_path.name}.{to}'), config.lib_path/f'{to.replace(".", "/")}.py'
+        found = [(cell, self.entries(cell)) for cell in self.nb.cells if exported(cell)]
+        section = split_at_section(self.nb, 'The code$' if to.startswith('methods.') else '')
+        entries = {name: text for _, texts in found for name, text in texts.items()}
+        first = self.nb.cells[section] if section < len(self.nb.cells) else None
+        opening = self.nb.cells[:section]
+        for cell, texts in reversed(found):
+            if texts and cell not in opening:
+                self.insert(self.nb.cells.index(cell) + 1, [f"Defined here: {', '.join(f'`{name}`' for name in texts)}\n{{: .defined }}"])
+        place = self.nb.cells.index(first) if first else len(self.nb.cells)
+        names = by_use(entries, code_in(opening))
+        if names: self.insert(place, ['## Reference', *(entries[name] for name in names)])
 
-    def text(self, cell, node, name, of, **place):
-        if isinstance(node, defining): return entry(attrgetter(name)(of), name, 3, **place)
+    def insert(self, place, texts): self.nb.cells[place:place] = [mk_cell(text, 'markdown') for text in texts]
+
+    def entries(self, cell):
+        "The entries of the names that a cell defines"
+        return {name: self.text(cell, node, name) for node in ast.parse(cell.source).body for name in names_defined(node)
+                if has_entry(name, self.file)}
+
+    def text(self, cell, node, name):
+        place = dict(module=self.file, folder=self.nb.path_.parent)
+        if isinstance(node, defining): return entry(attrgetter(name)(self.module), name, 3, **place)
         return f'{heading(name, 3, **place)}\n\n```python\n{ast.get_source_segment(cell.source, node)}\n```'
 
 
@@ -231,6 +283,18 @@ def printed(text):
     return f'{fence}text\n{text}\n{fence}'
 
 
+def panels(output):
+    "How many plots the figure of an output has"
+    found = re.search(r'<Figure size \S+ with (\d+) Axes>', ''.join(output.data.get('text/plain', '')))
+    return int(found[1]) if found else 1
+
+
+def least_width(png, width=None):
+    "How wide, in pixels, a PNG of several plots has to be shown for their texts to be read; `width` is what it has on a page"
+    width = width or int.from_bytes(png[16:20])
+    return round(max(min(width, 640), .75*width))
+
+
 def write_page(notebook, page, images, target, saved=None, anchors=True):
     """Write `notebook` as the Markdown file `page` and its stored pictures into `images`
 
@@ -249,6 +313,7 @@ def write_page(notebook, page, images, target, saved=None, anchors=True):
         pictures[name] = base64.b64decode(output.data[mime])
         width = output.metadata.get(mime, {}).get('width')
         size = f' width="{width}"' if width else ''
+        if anchors and panels(output) > 1: size += f' class="panels" style="--least: {least_width(pictures[name], width)}px"'
         alt = escape(options.get('fig-alt', '').strip('"'))
         return f'<img src="{os.path.relpath(images/name, page.parent)}" alt="{alt}"{size}>'
 

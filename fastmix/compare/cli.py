@@ -68,7 +68,7 @@ def started_early(settings, jobs, has_results):
 # %% ../../nbs/compare/cli.ipynb #88019eb0
 def run(
     data:str='digits', # Images to train on: digits, pets (downloads the Oxford-IIIT Pets), or a folder of images
-    mixes:str=None, # What to compare: none, mixup, mixup:1 (alpha), … (default: none,mixup,cutmix,choice)
+    mixes:str=None, # What to compare: none, mixup, mixup:1 (alpha), …, or all (default: none,mixup,cutmix,choice)
     arch:str=None, # Network: small, resnet18 or another that fastai knows (default: small for digits, else resnet18)
     epochs:int=None, # Times through the training images (default: 20 for digits, else 10)
     size:int=None, # Side of the square images in pixels (default: 8 for digits, else 128)
@@ -97,7 +97,7 @@ def run(
 # %% ../../nbs/compare/cli.ipynb #e87616be
 def show(
     data:str='digits', # Images: digits, pets (downloads the Oxford-IIIT Pets), or a folder of images
-    mixes:str=None, # What to show: none, mixup, mixup:1 (alpha), … (default: as for a comparison)
+    mixes:str=None, # What to show: none, mixup, mixup:1 (alpha), …, or all (default: as for a comparison)
     size:int=None, # Side of the square images in pixels (default: 8 for digits, else 128)
     seed:int=42, # Of the batch and the mixes
     out:Path=Path('fastmix-results'), # Folder for the page

@@ -10,7 +10,6 @@ import shutil, textwrap
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
-from inspect import signature
 from pathlib import Path
 
 import torch
@@ -27,6 +26,7 @@ from ..data import InputError, get_images, image_dls, small_cnn
 from ..methods.cutmix import CutMix
 from ..methods.mix_choice import MixChoice
 from ..methods.mixup import MixUp
+from ..mixer import Mixer
 
 # %% ../../nbs/compare/images.ipynb #de35f587
 def known_archs(name=None):
@@ -35,11 +35,15 @@ def known_archs(name=None):
     from fastai.vision.learner import model_meta
     return dict(small=None, **{arch.__name__: arch for arch in model_meta})
 
+def is_for_photos(cls):
+    "Is a method for images with a class each, in any network?"
+    return cls.data in ('any', 'class') and (not cls.places or 2 in cls.places) and cls.watch is Mixer.watch
+
 def known_mixes():
     "What `--mixes` knows: functions that take what follows the name, and return the mixer"
     def choice(*alpha): return MixChoice(MixUp(*alpha), CutMix(*alpha))
     def with_alpha(cls, *alpha): return cls(**dict(zip(['alpha'], alpha)))
-    named = {name: partial(with_alpha, cls) for name, cls in all_mixers.items() if 'alpha' in signature(cls).parameters}
+    named = {name: partial(with_alpha, cls) for name, cls in all_mixers.items() if cls is not MixChoice and is_for_photos(cls)}
     return dict(none=lambda: None, **named, choice=choice)
 
 def check_name(option, name, known):
@@ -50,14 +54,17 @@ def mixer_named(mix):
     "The mixer called `mixup`, or `mixup:1` with an alpha; `InputError` for a name that isn't known"
     name, colon, alpha = mix.partition(':')
     known = known_mixes()
+    if name in all_mixers and name not in known and name != 'mixchoice':
+        raise InputError(f'--mixes: {name} is not for photographs with a class each in a convolutional network; known are {", ".join(known)}')
     check_name('--mixes', name, known)
     if colon and name == 'none': raise InputError('--mixes: none has no alpha')
     try: return known[name](*([float(alpha)] if colon else []))
-    except ValueError as e: raise InputError(f'--mixes: {mix}: {e}') from e
+    except (TypeError, ValueError) as e: raise InputError(f'--mixes: {mix}: {e}') from e
 
 # %% ../../nbs/compare/images.ipynb #75e59170
 def check_names(settings):
-    "Raise an `InputError` for mixes or a network that aren't known"
+    "Raise an `InputError` for mixes or a network that aren't known; `all` becomes their names"
+    if 'all' in settings['mixes']: settings['mixes'] = list(known_mixes())
     for mix in settings['mixes']: mixer_named(mix)
     check_name('--arch', settings['arch'], known_archs(settings['arch']))
     if settings['pretrained'] and not has_weights(settings['arch']):

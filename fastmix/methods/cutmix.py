@@ -10,11 +10,13 @@ For signals, images and volumes. Masks are pasted along with their images."""
 __all__ = ['CutMix']
 
 # %% ../../nbs/methods/cutmix.ipynb #65870cdd
+import numpy as np
+from fastcore.basics import patch
 from fastcore.meta import delegates
 
-from ..draw import draw_partner, draw_region
+from ..draw import draw_region, draw_within
 from ..mix import Paste
-from ..mixer import Mixer
+from ..mixer import Mixer, check_parts
 
 # %% ../../nbs/methods/cutmix.ipynb #86c2983e
 @delegates()
@@ -22,16 +24,44 @@ class CutMix(Mixer):
     "Train on samples with a region of another pasted in: CutMix (arXiv 1905.04899). For signals, images and volumes"
     places = 1, 2, 3
     def __init__(self,
-        alpha:float|tuple=1., # Parameter of λ's Beta distribution, positive; or a pair `(a, b)`
+        alpha:float|tuple|None=None, # λ's Beta distribution, or a pair `(a, b)`. `None`: 1, unless `sides` are given
         per:str='batch', # One region per 'sample', or one per 'batch'
         dims:int|None=None, # How many of the last dimensions are places: 2 for videos. `None`: all but `n` and `c`
+        sides:tuple|None=None, # Draw each side of the region between two parts of the input's: `(.2, .8)`. `None`: by λ
+        nominal:bool=False, # Let labels count by λ as it was drawn, not by what is kept?
         **kwargs
     ):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
-        super().__init__(alpha, per, **kwargs)
+        super().__init__(1. if alpha is None else alpha, per, **kwargs)
         if dims not in (None, *self.places): raise ValueError(f"`dims` must be 1, 2 or 3, or None; got {dims!r}")
-        self.dims = dims
+        self.dims, self.sides, self.nominal = dims, sides, nominal
+        self.check_law(alpha)
+        self.reweighs = self.reweighs or nominal
 
     def draw(self, batch, lam, rng):
         size = batch.size
-        return Paste(draw_region(lam, size, rng), size, draw_partner(batch.n, rng))
+        region = draw_region(lam, size, rng) if self.sides is None else self.draw_box(len(lam), size, rng)
+        return Paste(region, size, self.draw_partners(batch, rng), lam if self.nominal else None)
+
+# %% ../../nbs/methods/cutmix.ipynb #c638a468
+@patch
+def check_law(self:CutMix, alpha):
+    "Raise unless the regions have one law"
+    if not isinstance(self.nominal, bool): raise TypeError(f"`nominal` must be True or False; got {self.nominal!r}")
+    if self.sides is None: return
+    self.sides, self.alpha = check_parts('sides', self.sides), None
+    if alpha is not None:
+        raise ValueError(f"`sides` draws the region, and `alpha` λ: give one of the two; got alpha={alpha!r}")
+    if self.nominal: raise ValueError("`nominal=True` needs a drawn λ, and `sides` draws none: give one of the two")
+
+# %% ../../nbs/methods/cutmix.ipynb #f3ca1fbf
+@patch
+def draw_lams(self:CutMix, batch, rng, m=1):
+    "As many as are asked for; with `sides` they mean nothing"
+    return Mixer.draw_lams(self, batch, rng, m) if self.sides is None else np.ones(m)
+
+@patch
+def draw_box(self:CutMix, m, size, rng):
+    "Regions with a side of its own in each dimension, within the image"
+    side = rng.uniform(*self.sides, (m, len(size)))*size
+    return draw_within(np.maximum(np.rint(side), 1), size, rng)

@@ -15,13 +15,12 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import nn
 
-from ..draw import draw_partner
 from ..layers import find_layers
 from ..mix import Blend
 from ..mixer import Mixer
 
 # %% ../../nbs/methods/manifold_mixup.ipynb #0c9ebaca
-@delegates()
+@delegates(but='source')
 class ManifoldMixUp(Mixer):
     "Train on averages of two samples' activations, at the input of a layer: Manifold Mixup (arXiv 1806.05236)"
     found = None # The layers, in the model of the fit
@@ -31,10 +30,11 @@ class ManifoldMixUp(Mixer):
         **kwargs
     ):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
+        if 'source' in kwargs: raise TypeError("ManifoldMixUp has no `source`: it mixes what the network makes of a batch")
         super().__init__(alpha, **kwargs)
         self.layers = check_layers(layers)
 
-    def draw(self, batch, lam, rng): return Blend(lam, draw_partner(batch.n, rng))
+    def draw(self, batch, lam, rng): return Blend(lam, self.draw_partners(batch, rng))
 
     def prepare(self, learn): self.found = find_layers(learn.model, self.layers)
 

@@ -19,7 +19,7 @@ from fastcore.meta import delegates
 from ..mixer import Mixer, arguments
 
 # %% ../../nbs/methods/mix_choice.ipynb #51ae9d6e
-@delegates(but='alpha,per,targets,beside')
+@delegates(but='alpha,per,targets,beside,partner,source,decouple')
 class MixChoice(Mixer):
     "One of several mixers, drawn for each batch"
     def __init__(self,
@@ -28,7 +28,7 @@ class MixChoice(Mixer):
         **kwargs
     ):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
-        for name in kwargs.keys() & {'alpha', 'per', 'targets', 'beside'}:
+        for name in kwargs.keys() & {'alpha', 'per', 'targets', 'beside', 'partner', 'source', 'decouple'}:
             raise TypeError(f"MixChoice has no `{name}`: give it to the mixers to choose from")
         super().__init__(**kwargs)
         mixers = check_parts(mixers)

@@ -1,6 +1,6 @@
-"""Trains on weighted averages of two samples, and asks for the same average of their labels
+"""Trains on weighted averages of two samples or more, and asks for the same average of their labels
 
-Every sample becomes a weighted average of itself and its partner, and so does its label.
+Every sample becomes a weighted average of itself and its partner, and so does its label. `k=3` takes a second partner in.
 
 Any inputs of floating point, any loss. Tables and text of fastai's own models are mixed behind their embeddings."""
 
@@ -10,30 +10,56 @@ Any inputs of floating point, any loss. Tables and text of fastai's own models a
 __all__ = ['MixUp']
 
 # %% ../../nbs/methods/mixup.ipynb #96bca216
+from numbers import Integral
+
+import numpy as np
 from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
 
-from ..draw import draw_partner
+from ..draw import at, draw_several
 from ..layers import find_layers, from_codes, unwrap
 from ..mix import Blend, is_floating
-from ..mixer import Mixer
+from ..mixer import Mixer, is_number, refuse_choice
 
 # %% ../../nbs/methods/mixup.ipynb #770c098d
 @delegates()
 class MixUp(Mixer):
-    "Train on weighted averages of two samples: mixup (arXiv 1710.09412)"
+    "Train on weighted averages of two samples, or of `k`: mixup (arXiv 1710.09412)"
     def __init__(self,
         alpha:float|tuple=.4, # Parameter of λ's Beta distribution, positive; or a pair `(a, b)`. Larger mixes more
         per:str='sample', # One λ per 'sample', or one per 'batch'
         fold:bool=True, # Replace each λ by `max(λ, 1-λ)`, so that a sample stays recognisable as itself?
+        k:int=2, # How many samples are averaged: 2, or more with shares from a Dirichlet distribution
         **kwargs
     ):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
         super().__init__(alpha, per, **kwargs)
         if not isinstance(fold, bool): raise TypeError(f"`fold` must be True or False; got {fold!r}")
-        store_attr('fold')
+        if not is_number(k, Integral): raise TypeError(f"`k` must be a whole number, 2 or more; got {k!r}")
+        if k < 2: raise ValueError(f"`k` must be a whole number, 2 or more; got {k}")
+        store_attr('fold,k')
+        if k > 2: refuse_choice(self, 'k=2')
 
-    def draw(self, batch, lam, rng): return Blend(lam, draw_partner(batch.n, rng))
+    def draw(self, batch, lam, rng):
+        if self.k > 2: return self.draw_many(batch, lam, rng)
+        return Blend(lam, self.draw_partners(batch, rng))
+
+# %% ../../nbs/methods/mixup.ipynb #b60ecb7d
+def largest_first(shares):
+    "`shares`, `(k, m)`, with the largest of each column exchanged for its first"
+    shares, largest, column = shares.copy(), shares.argmax(0), np.arange(shares.shape[1])
+    shares[0, column], shares[largest, column] = shares[largest, column], shares[0, column]
+    return shares
+
+@patch
+def draw_many(self:MixUp, batch, lam, rng):
+    "A mix of `k` samples; of all there are, where there are fewer, and as ever of two"
+    partners = draw_several(batch.n, self.k-1, rng)
+    if len(partners) == 1: return Blend(lam, partners)
+    alpha = at(self.alpha, batch.done)
+    own, other = alpha if isinstance(alpha, tuple) else (alpha, alpha)
+    shares = rng.dirichlet([own] + [other]*len(partners), len(lam)).T
+    return Blend(largest_first(shares) if self.fold else shares, partners)
 
 # %% ../../nbs/methods/mixup.ipynb #1d9cda3c
 @patch
