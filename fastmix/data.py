@@ -15,7 +15,6 @@ import os
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ from fastai.data.core import DataLoaders
 from fastai.data.external import URLs, untar_data
 from fastai.data.transforms import IndexSplitter, ItemGetter, Normalize, image_extensions
 from fastai.layers import ConvLayer, Flatten
-from fastai.vision.augment import FlipItem, Resize
 from fastai.vision.core import PILImage, PILImageBW, imagenet_stats
 from fastai.vision.data import ImageBlock
 from fastai.vision.utils import verify_image
@@ -243,6 +241,23 @@ def check_arrays(images):
     if shapes in ({('uint8',)}, {('uint8', 3)}) and all(isinstance(image, np.ndarray) and image.ndim > 1 for image in images): return True
     raise InputError("images must all be files, or all uint8 arrays (h, w), or all uint8 arrays (h, w, 3)")
 
+# %% ../nbs/08_data.ipynb #200083f1
+class Once:
+    "A function of one argument that keeps its results"
+    def __init__(self, function): self.function, self.results = function, {}
+    def __call__(self, i):
+        if i not in self.results: self.results[i] = self.function(i)
+        return self.results[i]
+
+# %% ../nbs/08_data.ipynb #ca7357eb
+def resizes(size):
+    from fastai.vision.augment import Resize
+    return [Resize(size)]
+
+def flip_items():
+    from fastai.vision.augment import FlipItem
+    return [FlipItem()]
+
 # %% ../nbs/08_data.ipynb #0fa2cbb9
 def image_dls(
     images: LabelledImages,
@@ -253,8 +268,8 @@ def image_dls(
     "fastai `DataLoaders` of normalised square images. Raises an `InputError` for arrays that are not pictures"
     pairs, grey = images.train + images.valid, images.n_channels == 1
     arrays = check_arrays([image for image, _ in pairs])
-    resize = [] if arrays and all(image.shape[:2] == (size, size) for image, _ in pairs) else [Resize(size)]
-    flips = [FlipItem()] if flip or (flip is None and not grey) else []
+    resize = [] if arrays and all(image.shape[:2] == (size, size) for image, _ in pairs) else resizes(size)
+    flips = flip_items() if flip or (flip is None and not grey) else []
     block = DataBlock(
         blocks=(ImageBlock(PILImageBW if grey else PILImage), CategoryBlock),
         get_x=ItemGetter(0), get_y=ItemGetter(1),
@@ -262,8 +277,8 @@ def image_dls(
         item_tfms=resize + flips,
         batch_tfms=Normalize.from_stats(*(([0.305], [0.376]) if grey else imagenet_stats)))
     dls = block.dataloaders(pairs, bs=min(bs, len(images.train)), num_workers=0 if arrays else None)
-    if not resize + flips: # nothing random happens to an item, and to make it takes longer than to learn from it
-        for dl in dls: dl.do_item = cache(dl.do_item)
+    if not resize + flips:
+        for dl in dls: dl.do_item = Once(dl.do_item)
     return dls
 
 # %% ../nbs/08_data.ipynb #981e3dd7

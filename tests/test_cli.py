@@ -16,7 +16,7 @@ from PIL import Image
 from fastmix.all import all_mixers
 from fastmix.compare import cli, images
 from fastmix.compare.cli import complete, main
-from fastmix.compare.images import archs, check_out, known_mixes, mixer_named, set_aside
+from fastmix.compare.images import check_out, known_archs, known_mixes, mixer_named, set_aside
 from fastmix.compare.run import AllRunsFailed, OtherResults
 
 options = {'mixes': 'none,mixup', 'epochs': 1, 'seeds': 1, 'labels-per-class': 0, 'wrong-labels': 0}
@@ -373,7 +373,7 @@ def test_an_error_of_the_program_keeps_its_traceback(earlier, monkeypatch):
     assert contents(given['out']) == before
 
 
-def test_every_network_can_be_named(): assert {'small', 'resnet18', 'densenet121'} <= archs.keys()
+def test_every_network_can_be_named(): assert {'small', 'resnet18', 'densenet121'} <= known_archs().keys()
 
 
 def test_as_a_module(tmp_path):

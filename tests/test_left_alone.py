@@ -406,4 +406,4 @@ def test_a_learner_that_is_made_for_a_size():
     "What `learner_maker` refuses, it refuses by name"
     settings = dict(arch='alexnet', size=8, bs=8, seed=1, pretrained=False, labels_per_class=0, wrong_labels=0.)
     with pytest.raises(InputError, match='alexnet takes no images of 8 pixels: give a larger --size'): learner_maker(digit_images(), settings)
-    assert images.archs['alexnet']
+    assert images.known_archs()['alexnet']

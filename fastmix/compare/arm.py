@@ -168,6 +168,16 @@ def fit_texts(learn):
     hypers = dict.fromkeys(as_text({name: value for name, value in group.items() if name != 'lr'}) for group in groups)
     return {'epochs': str(learn.n_epoch), 'learning rate': rate, 'hyperparameters': '; '.join(hypers)}
 
+# %% ../../nbs/compare/arm.ipynb #6255b9c7
+def loader_of(dl): return getattr(dl, 'fake_l', dl) # Where the number of workers is: fastai's has one of torch's inside
+
+def means_texts(dls, threads=None, workers=None):
+    "With how many threads and loader workers there is training, or would be with `threads` and at most so many `workers`"
+    there = [getattr(loader_of(dl), 'num_workers', 0) for dl in dls.loaders]
+    texts = {'loader workers': as_text([min(n, workers or n) for n in there])}
+    on_cpu = getattr(getattr(dls, 'device', None), 'type', 'cpu') == 'cpu'
+    return texts | ({'threads': str(threads or torch.get_num_threads())} if on_cpu else {})
+
 # %% ../../nbs/compare/arm.ipynb #4e3bd0bb
 class Differs(Exception):
     "A run is not what those before it were"
@@ -263,6 +273,11 @@ class Beginnings(Callback):
 def check_end(self:RunLog):
     "`Differs` where the run ended otherwise than expected"
     if not self.changeable: self.note({'steps': str(self.n_steps), 'last rate': f'{self.rate:.4g}'})
+    self.check_whole()
+
+@patch
+def check_whole(self:RunLog):
+    "`Differs` where something is missing that's expected"
     gone = [f'{name}: {text} there, nothing now' for name, text in self.expected.items() if name not in self.made_of]
     if gone: raise Differs('; '.join(gone))
 
@@ -308,7 +323,8 @@ class NoNumbers(TypeError):
 
 def begin(learn, log, verbose):
     "Put the log into a `Learner`, with what is known before the first fit"
-    log.note(dict(weights=fingerprint(*learn.model.parameters()), data=data_of(learn.dls)) | learner_texts(learn))
+    log.note(dict(weights=fingerprint(*learn.model.parameters()), data=data_of(learn.dls)))
+    log.note(means_texts(learn.dls) | learner_texts(learn))
     learn.add_cbs([log, Beginnings(log)])
     if not verbose: learn.remove_cb(ProgressCallback).logger = noop
 
@@ -323,6 +339,19 @@ def timed(function, learn):
     finally: learn.times = dict(seconds=perf_counter() - begun[0], cpu_seconds=process_time() - begun[1])
 
 # %% ../../nbs/compare/arm.ipynb #063a64d8
+def row_of(log, seed, status, measures, times):
+    "A run's row in the results"
+    known = {name: log.made_of.pop(name, 'none') for name in start}
+    row = dict(seed=seed, status=status, epochs=len(log.epochs), **measures, **times, **known)
+    return row | dict(versions=versions(), steps=log.n_steps, last_lr=log.rate)
+
+no_times = dict(seconds=0., cpu_seconds=0.)
+
+def failed_run(seed, e):
+    "What `run_arm` would return for a run of which nothing but the exception is known"
+    return row_of(RunLog(), seed, failure(e), {}, no_times), [], {}
+
+# %% ../../nbs/compare/arm.ipynb #3b4b7e51
 def run_arm(make_learner, mixer, fit, evaluate=None, seed=42, expected=None, verbose=False):
     "Train an arm once: its row in the results, its epochs, what it was made of. An exception makes it a failed run"
     gc.collect()
@@ -337,7 +366,11 @@ def run_arm(make_learner, mixer, fit, evaluate=None, seed=42, expected=None, ver
         except (Differs, NoNumbers): raise
         except Exception as e: status = failure(e)
     if status == 'finished': log.check_end()
-    known = {name: log.made_of.pop(name, 'none') for name in start}
-    times = getattr(learn, 'times', dict(seconds=0., cpu_seconds=0.))
-    row = dict(seed=seed, status=status, epochs=len(log.epochs), **measures, **times, **known)
-    return row | dict(versions=versions(), steps=log.n_steps, last_lr=log.rate), log.epochs, log.made_of
+    return row_of(log, seed, status, measures, getattr(learn, 'times', no_times)), log.epochs, log.made_of
+
+# %% ../../nbs/compare/arm.ipynb #ac8d411b
+def check_like(expected, row, epochs, made_of):
+    "`Differs` where a run is not what's expected"
+    log = RunLog(expected)
+    log.note({name: row[name] for name in start if row[name] != 'none'} | made_of)
+    if row['status'] == 'finished': log.check_whole()

@@ -12,7 +12,8 @@ Without options it takes scikit-learn's handwritten digits, a few of them, with 
 __all__ = ['run', 'show', 'main']
 
 # %% ../../nbs/compare/cli.ipynb #ae026a3d
-import math, os, sys, warnings
+import math, os, shutil, sys, warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 from fastcore.script import anno_parser
@@ -20,6 +21,7 @@ from fastprogress import fastprogress
 from PIL import Image
 
 from .. import __version__
+from .worker import Processes, copying, cores
 
 # %% ../../nbs/compare/cli.ipynb #c3b1d218
 digit_defaults = dict(mixes='none,mixup:1,cutmix,choice:1', arch='small', epochs=20, size=8, bs=32, lr=0.01, seeds=3,
@@ -54,6 +56,15 @@ def complete(data, **settings):
     check_numbers(settings)
     return dict(data=data if data in ('digits', 'pets') else str(Path(data).resolve()), mixes=mixes, **settings)
 
+# %% ../../nbs/compare/cli.ipynb #b257f6ad
+def started_early(settings, jobs, has_results):
+    "Processes that are starting already, if it's known that they'll be needed; else a context of `None`"
+    n_runs, has_gpu = len(settings['mixes'])*settings['seeds'], shutil.which('nvidia-smi')
+    n = min(n_runs, cores() if jobs is None else jobs)
+    if settings['arch'] != 'small' or n < 2 or has_gpu or has_results: return nullcontext()
+    modules = ['fastmix.compare.images']
+    return Processes(n, modules, context=copying(modules)).start()
+
 # %% ../../nbs/compare/cli.ipynb #88019eb0
 def run(
     data:str='digits', # Images to train on: digits, pets (downloads the Oxford-IIIT Pets), or a folder of images
@@ -70,15 +81,18 @@ def run(
     labels_per_class:int=None, # Train on so many images of each class, 0 for all (default: 40 for digits, else 0)
     wrong_labels:float=None, # Share of them that get a wrong label (default: 0.4 for digits, else 0)
     test:bool=False, # Judge on the images of the test split, which are left alone otherwise
-    verbose:bool=False, # Progress bars, and a line per epoch
+    jobs:int=None, # Runs at once (default: one per GPU; without a GPU, one per core for a small network, else 1)
+    verbose:bool=False, # Progress bars, and a line per epoch; only with --jobs 1
     force:bool=False, # Begin anew: results in the folder are set aside
     retry:bool=False, # Try runs again whose loss became NaN; those that failed otherwise are tried again in any case
 ):
     "Train the same network on the same images with and without mixing, and compare."
     settings = complete(data, mixes=mixes, arch=arch, epochs=epochs, size=size, bs=bs, lr=lr, seed=seed, seeds=seeds,
                         test=test, pretrained=pretrained, labels_per_class=labels_per_class, wrong_labels=wrong_labels)
-    from fastmix.compare.images import carry_out
-    return carry_out(settings, out, force, verbose, retry)
+    if jobs is not None and jobs < 1: raise Mistake(f'--jobs must be at least 1, got {jobs}')
+    with started_early(settings, jobs, has_results=(out/'results.csv').exists() and not force) as processes:
+        from fastmix.compare.images import carry_out
+        return carry_out(settings, out, force, verbose, retry, processes or jobs)
 
 # %% ../../nbs/compare/cli.ipynb #e87616be
 def show(

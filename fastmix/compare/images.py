@@ -17,7 +17,6 @@ from fastai.callback import schedule  # noqa: F401 (gives Learner its fit_one_cy
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import no_random
-from fastai.vision.learner import model_meta, vision_learner
 
 from ..all import all_mixers
 from .report import accuracy_per_class, pictures_page
@@ -30,7 +29,11 @@ from ..methods.mixup import MixUp
 from ..mixer import Mixer
 
 # %% ../../nbs/compare/images.ipynb #de35f587
-archs = dict(small=None, **{arch.__name__: arch for arch in model_meta})
+def known_archs(name=None):
+    "What `--arch` knows. For the small network that's enough: torchvision, which has the others, takes long to import"
+    if name == 'small': return dict(small=None)
+    from fastai.vision.learner import model_meta
+    return dict(small=None, **{arch.__name__: arch for arch in model_meta})
 
 def is_for_photos(cls):
     "Is a method for images with a class each, in any network?"
@@ -63,9 +66,14 @@ def check_names(settings):
     "Raise an `InputError` for mixes or a network that aren't known; `all` becomes their names"
     if 'all' in settings['mixes']: settings['mixes'] = list(known_mixes())
     for mix in settings['mixes']: mixer_named(mix)
-    check_name('--arch', settings['arch'], archs)
-    if settings['pretrained'] and 'weights' not in model_meta.get(archs[settings['arch']], {}):
+    check_name('--arch', settings['arch'], known_archs(settings['arch']))
+    if settings['pretrained'] and not has_weights(settings['arch']):
         raise InputError(f"--pretrained: no weights for {settings['arch']}: leave it out, or give --arch resnet18")
+
+def has_weights(name):
+    "Are there weights for the network called `name`?"
+    from fastai.vision.learner import model_meta
+    return 'weights' in model_meta.get(known_archs(name)[name], {})
 
 # %% ../../nbs/compare/images.ipynb #b19b6644
 def skipped_lines(skipped, names=3):
@@ -126,7 +134,8 @@ def learner_maker(images, settings):
 
     def make_learner():
         if arch == 'small': return Learner(dls, small_cnn(n_in, dls.c), metrics=accuracy)
-        return vision_learner(dls, archs[arch], n_in=n_in, pretrained=settings['pretrained'], metrics=accuracy)
+        from fastai.vision.learner import vision_learner
+        return vision_learner(dls, known_archs(arch)[arch], n_in=n_in, pretrained=settings['pretrained'], metrics=accuracy)
 
     try: model = make_learner().model
     except OSError as e: raise InputError(f'cannot download weights of {arch} ({e}): leave out --pretrained') from e
@@ -192,7 +201,7 @@ def compare_all(make_learner, settings, out, fixed, **kwargs):
         raise
 
 # %% ../../nbs/compare/images.ipynb #9a61fd38
-def carry_out(settings, out, force=False, verbose=False, retry=False):
+def carry_out(settings, out, force=False, verbose=False, retry=False, jobs=1):
     "Compare, print what came of it, and write the report"
     check_names(settings)
     fixed = {name: value for name, value in settings.items() if name not in ('mixes', 'seeds')}
@@ -208,7 +217,7 @@ def carry_out(settings, out, force=False, verbose=False, retry=False):
             with held(out): set_aside(out)
         skipped = [f'{path}: {reason}\n' for path, reason in images.skipped.items()]
         if skipped: write_file(out/'skipped.txt', ''.join(skipped))
-        comparison = compare_all(make_learner, settings, out, fixed, verbose=verbose, retry=retry)
+        comparison = compare_all(make_learner, settings, out, fixed, verbose=verbose, retry=retry, jobs=jobs)
         print_results(comparison)
         print(f'{lesson(settings)}The report, with curves and pictures of the batches: {comparison.report(out)}')
     return comparison

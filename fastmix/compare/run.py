@@ -11,8 +11,10 @@ __all__ = ['OtherResults', 'AllRunsFailed', 'compare']
 
 # %% ../../nbs/compare/run.ipynb #1e75e436
 import json, operator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
+from time import perf_counter
 
 import pandas as pd
 from fastai.callback.core import Callback
@@ -22,11 +24,13 @@ from fastai.torch_core import no_random
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-from .arm import Differs, arm_learner, as_text, data_of, learner_texts
+from .arm import Differs, arm_learner, as_text, check_like, data_of, fingerprint, learner_texts, means_texts
 from .arm import no_number, run_arm, start, taken, versions
+from .jobs import at_once, check_jobs, gpu_names, limits_of, parcel_of, spread, usual_jobs
 from .results import Comparison, held, no_runs, read_results, write_results
 from .sentence import note_look
 from .table import told, words
+from .worker import Processes
 from ..mixer import Mixer
 
 # %% ../../nbs/compare/run.ipynb #cce71a0d
@@ -94,21 +98,25 @@ def earlier_results(folder, settings):
 
 # %% ../../nbs/compare/run.ipynb #4b8d49a6
 @patch
-def check_same(self:Comparison, make_learner, arms, seed):
-    "Raise `OtherResults` where a new run would be made of something else than those that are there"
-    seed = int(self.runs.seed.iloc[0]) if len(self.runs) else seed
-    with no_random(seed, reproducible=False):
-        learn = arm_learner(make_learner, None, seed)
+def check_same(self:Comparison, make_learner, arms, seed, jobs=1):
+    """What the runs will be made of, `{arm: {name: text}}`, with which weights and data those of `seed` start, and how
+    many there are at once. `OtherResults` where they'd be made of something else than those that are there"""
+    first = int(self.runs.seed.iloc[0]) if len(self.runs) else seed
+    with no_random(first, reproducible=False):
+        learn = arm_learner(make_learner, None, first)
         check_learner(learn)
-        there, now = self.expected(None, seed), dict(data=data_of(learn.dls))
-        differ = [other_settings(there, now, [name for name in now if name in there])]
-        for arm, mixer in arms.items():
-            there, now = self.made_of.get(arm, {}), learner_texts(learn, mixer)
-            differ.append(other_settings(there, now, [name for name in now if name in there]))
+        jobs = usual_jobs(learn) if jobs is None else jobs
+        means, known = means_texts(learn.dls, **limits_of(jobs)), dict(data=data_of(learn.dls))
+        planned = {arm: learner_texts(learn, mixer) | means for arm, mixer in arms.items()}
+        weights = dict(weights=fingerprint(*learn.model.parameters()))
+    differ = [other_settings(there, now, [name for name in now if name in there])
+              for there, now in [(self.expected(None, first), known),
+                                 *((self.made_of.get(arm, {}), texts) for arm, texts in planned.items())]]
     differ = [f'{arm}: {text}' for arm, text in zip(['all arms', *arms], differ) if text]
     if differ:
         raise OtherResults(f"the runs that are there are made of something else ({'; '.join(differ)}): "
                            'give another folder')
+    return planned, (known | weights if first == seed else {}), jobs
 
 # %% ../../nbs/compare/run.ipynb #039b9a18
 @patch
@@ -144,28 +152,40 @@ def differs_text(result, arm, seed, e, folder):
     other = ': give another folder' if folder else ''
     return f'{arm}, seed {seed} is not like the runs before it, and is not written: {e.text}{hint}{made}{other}'
 
+def elsewhere_text(arm, seed, e):
+    "Why a run is not trained in another process, and what to do"
+    there = e.text.replace(' there, ', ' here, ').removesuffix(' now')
+    return (f"{arm}, seed {seed} would be something else in another process: {there} there. What is changed in a module "
+            "after its import isn't sent: make it inside make_learner, or leave jobs at 1")
+
 # %% ../../nbs/compare/run.ipynb #9adce64c
 def minutes(seconds): return f'{seconds:.0f} s' if seconds < 90 else f'{seconds/60:.0f} min'
 
-def outcome(result, first):
-    "What came of the last run, and how that is to the run `first` of the same seed"
-    run = result.runs.iloc[-1]
+def seconds_left(result, runs, left, elapsed, jobs):
+    "About how long those of `runs` take that are `left`, if the others took `elapsed` seconds"
+    if not isinstance(jobs, (int, Processes)): return elapsed/(len(runs) - len(left))*len(left)
+    times = result.finished.seconds
+    return times.mean()*len(left)/min(at_once(jobs), len(left)) if left and len(times) else 0
+
+def outcome(result, arm, seed, first):
+    "What came of a run, and how that is to the run `first` of the same seed"
+    run = result.runs.query('arm == @arm and seed == @seed').iloc[0]
     if run.status != 'finished' or not result.fair: return run.status
     name = result.judged_by()[0]
-    base = result.finished.query('arm == @first and seed == @run.seed')[name]
+    base = result.finished.query('arm == @first and seed == @seed')[name]
     percent = result.in_percent(name)
-    gain = f', {told(run[name] - base.iloc[0], percent, "+")} to {first}' if len(base) and run.arm != first else ''
+    gain = f', {told(run[name] - base.iloc[0], percent, "+")} to {first}' if len(base) and arm != first else ''
     return f'{words(name)} {told(run[name], percent)}{" %"*percent}{gain}'
 
 # %% ../../nbs/compare/run.ipynb #c3bdb1bb
-def tell(result, wanted, missing, i):
-    "Print what came of the run `missing[i]`, and the table when a seed is complete"
-    (arm, seed), left, times = missing[i], missing[i+1:], result.finished.seconds
+def tell(result, wanted, left, arm, seed, seconds):
+    "Print what came of a run, and the table when its seed is complete; the runs that are `left` take about `seconds`"
     number = f'run {len(wanted) - len(left)} of {len(wanted)}'
-    if left and len(times): number += f', about {minutes(times.mean() * len(left))} left'
-    print(f'{arm}, seed {seed}: {outcome(result, wanted[0][0])} ({number})', flush=True)
+    if left and seconds: number += f', about {minutes(seconds)} left'
+    print(f'{arm}, seed {seed}: {outcome(result, arm, seed, wanted[0][0])} ({number})', flush=True)
     table = result.of(wanted)
-    if left and left[0][1] != seed and len(table.finished) and table.fair: print(f'\n{table.overview()}\n', flush=True)
+    is_complete = seed not in [of for _, of in left]
+    if left and is_complete and len(table.finished) and table.fair: print(f'\n{table.overview()}\n', flush=True)
 
 # %% ../../nbs/compare/run.ipynb #c8a498eb
 @patch
@@ -174,6 +194,59 @@ def of(self:Comparison, wanted, **kwargs):
     keys = pd.DataFrame(wanted, columns=['arm', 'seed'])
     curves = keys.merge(self.curves) if len(self.curves) else self.curves
     return Comparison(keys.merge(self.runs), curves, self.settings, self.made_of, self.looks, **kwargs)
+
+# %% ../../nbs/compare/run.ipynb #bb3b43eb
+def one_by_one(runs, verbose, run):
+    "Yields arm, seed and a function that trains the run"
+    for arm, seed in runs:
+        if verbose: print(f'{arm}, seed {seed}', flush=True)
+        yield arm, seed, partial(run, arm, seed)
+
+def processes_for(jobs, n):
+    "The processes for `n` runs, a context that ends them; what else can be given runs, as it is"
+    if not isinstance(jobs, int): return jobs if isinstance(jobs, Processes) else nullcontext(jobs)
+    return Processes(min(jobs, n), gpus=gpu_names()) if jobs > 1 and n else nullcontext()
+
+# %% ../../nbs/compare/run.ipynb #240e7080
+def ended_runs(result, processes, runs, functions, planned, limits, verbose):
+    "Have `runs` trained, here or by `processes`: arm, seed and a function that gives the run, as they end"
+    if processes is None:
+        make_learner, arms, *others = functions
+        def run(arm, seed):
+            return run_arm(make_learner, arms[arm], *others, seed, result.expected(arm, seed), verbose)
+        return one_by_one(runs, verbose, run)
+    def expected(arm, seed): return planned(arm, seed) | result.expected(arm, seed)
+    return spread(processes, parcel_of(*functions, **limits), runs, expected)
+
+# %% ../../nbs/compare/run.ipynb #725e672d
+def told_of(jobs, means):
+    "How the cores are divided, as a line"
+    n, parts = at_once(jobs), [f'{name} {text}' for name, text in means.items() if name in ('threads', 'loader workers')]
+    return f"{n} runs at once, each with {' and '.join(parts)}"
+
+# %% ../../nbs/compare/run.ipynb #97f91b57
+@patch
+def put_in_order(self:Comparison, arms):
+    "Sort by seed, then as `arms` are, if the first one that's there is among them; else as those that are there"
+    there = [*dict.fromkeys(self.runs.arm)]
+    order = [*dict.fromkeys([*arms, *there] if there[0] in arms else [*there, *arms])]
+    def places(column): return column.map(order.index) if column.name == 'arm' else column
+    self.runs = self.runs.sort_values(['seed', 'arm'], key=places, ignore_index=True)
+    self.curves = self.curves.sort_values(['seed', 'arm', 'epoch'], key=places, ignore_index=True)
+
+@patch
+def take_in(self:Comparison, arm, seed, run, arms, folder):
+    "Add what the function `run` gives, and write it. `OtherResults` where it's not like those that are there"
+    known = self.expected(arm, seed)
+    try:
+        row, epochs, made_of = run()
+        check_like(known, row, epochs, made_of)
+    except Differs as e:
+        is_known = e.text.split(': ')[0] in known
+        raise OtherResults(differs_text(self, arm, seed, e, folder) if is_known else elsewhere_text(arm, seed, e)) from e
+    self.add(arm, row, epochs, made_of)
+    self.put_in_order(arms)
+    if folder: write_results(self, folder)
 
 # %% ../../nbs/compare/run.ipynb #929a9de9
 def compare(
@@ -186,33 +259,37 @@ def compare(
     settings:dict=None, # What else must be equal for results in `folder` to be taken up: names, texts and numbers
     evaluate:callable=None, # Takes the trained `Learner` and returns `{name: number}`, more columns of the results
     progress:bool=True, # A line for each run, with the time left?
-    verbose:bool=False, # fastai's progress bars and its line per epoch, too?
+    verbose:bool=False, # fastai's progress bars and its line per epoch, too? Only where `jobs` is 1
     retry:bool=False, # Try runs again whose loss became NaN? Those that failed otherwise are tried again in any case
+    jobs:int=1, # Runs at once, each in a process; `None`: what is usual here; or an executor, whose `submit` gives a future
 ) -> Comparison:
     """Train every arm from the same weights on the same batches. Raises a `TypeError` or `ValueError` for what can't be
-    compared, `OtherResults` where `folder` holds other results, `InUse` where another process writes to it,
-    `AllRunsFailed` where every run failed"""
+    compared or sent to another process, `OtherResults` where `folder` holds other results, `InUse` where another process
+    writes to it, `AllRunsFailed` where every run failed"""
     check_functions(make_learner, fit, evaluate)
     check_arms(arms)
+    check_jobs(jobs)
     if not arms or seeds < 1: raise ValueError(f'compare needs an arm and a seed, got {arms=} and {seeds=}')
     arms, folder = {str(name): mixer for name, mixer in arms.items()}, folder and Path(folder)
     seed, seeds = operator.index(seed), operator.index(seeds)
     wanted = [(arm, run_seed) for run_seed in range(seed, seed + seeds) for arm in arms]
     with held(folder) if folder else nullcontext():
         result = earlier_results(folder, settings)
-        result.check_same(make_learner, arms, seed)
+        texts, beginning, jobs = result.check_same(make_learner, arms, seed, jobs)
         missing = result.missing(wanted, retry)
         note_look(result, missing)
         n_there = len(wanted) - len(missing)
         if progress and n_there: print(f'{n_there} of {len(wanted)} runs are in {folder}', flush=True)
-        for i, (arm, run_seed) in enumerate(missing):
-            if verbose: print(f'{arm}, seed {run_seed}', flush=True)
-            expected = result.expected(arm, run_seed)
-            try: run = run_arm(make_learner, arms[arm], fit, evaluate, run_seed, expected, verbose)
-            except Differs as e: raise OtherResults(differs_text(result, arm, run_seed, e, folder)) from e
-            result.add(arm, *run)
-            if folder: write_results(result, folder)
-            if progress: tell(result, wanted, missing, i)
+        if progress and missing and at_once(jobs) > 1: print(told_of(jobs, texts[missing[0][0]]), flush=True)
+        def planned(arm, run_seed): return texts[arm] | (beginning if run_seed == seed else {})
+        functions, left, begun = (make_learner, arms, fit, evaluate), [*missing], perf_counter()
+        with (processes_for(jobs, len(missing)) as processes,
+              closing(ended_runs(result, processes, missing, functions, planned, limits_of(jobs), verbose)) as ended):
+            for arm, run_seed, run in ended:
+                result.take_in(arm, run_seed, run, arms, folder)
+                left.remove((arm, run_seed))
+                seconds = seconds_left(result, missing, left, perf_counter() - begun, jobs)
+                if progress: tell(result, wanted, left, arm, run_seed, seconds)
     result = result.of(wanted, make_learner=make_learner, arms=arms)
     if len(result.finished): return result
     raise AllRunsFailed(f"every run failed; the first: {result.runs.status.iloc[0].removeprefix('failed: ')}")
