@@ -128,7 +128,7 @@ def cost(method, table=None):
     n, *rest = case.split()[0].split('×')
     things = f"{n} photographs of {rest[-2]}×{rest[-1]} pixels" if len(rest) == 3 else f"a table of {n} rows and {2*int(rest[0])} columns"
     times = '; '.join(f"{by.value['call', per]:.2f} times with {what[per]}" for per in pers).replace(' times', ' times as long as copying them,', 1)
-    draws = ' and '.join(f"{by.ms['draw', per]:.1f}" for per in pers)
+    draws = ' and '.join(f"{ms:.2f}" if ms < 1 else f"{ms:.1f}" for ms in (by.ms['draw', per] for per in pers))
     said = f"Mixing {things} takes {times}. Drawing the mix takes {draws} ms before that. "
     steps = figures(table, 'step').set_index(['library', 'name']).value
     if ('fastmix', f'{method}()') in steps.index:
@@ -139,7 +139,7 @@ def cost(method, table=None):
 def methods_table(table):
     "For each method what it costs: multiples of the clone, and the milliseconds of the draw"
     rows = figures(table, 'methods')[lambda rows: rows.library == 'fastmix']
-    texts = rows.assign(text=[f'{row.value:.2f}' if row.kind == 'call' else f'{row.ms:.1f} ms' for row in rows.itertuples()],
+    texts = rows.assign(text=[f'{row.value:.2f}' if row.kind == 'call' else f'{row.ms:.2f} ms' for row in rows.itertuples()],
                         column=rows.kind.map(dict(call='mixing', draw='drawing')) + ', per ' + rows.per)
     wide = texts.pivot(index='method', columns='column', values='text').fillna('–')
     order = [f'{kind}, per {per}' for kind in ('mixing', 'drawing') for per in ('batch', 'sample')]
