@@ -1,23 +1,20 @@
-"""The stored results of the experiments, as the notebooks show them: tables, pictures and the words for them.
+"""The stored results of the experiments, as the notebooks show them: tables and pictures.
 
 What is shown together is given as a dictionary: what a setting is called, and the runs with the measure that counts there.
+Verdicts and intervals are read together: each of a page's settings gets its part of the 5 %, `among` them.
 """
 import math
 from pathlib import Path
 
 import pandas as pd
-from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
-from scipy.stats import ttest_rel
 
+import fastmix.compare.sentence  # noqa: F401 (gives a Comparison its summary)
 from fastmix.compare.plot import plot_curves, styles_of
 from fastmix.compare.results import Comparison, read_results
 
 folder = Path(__file__).resolve().parent.parent/'nbs/experiments/results'
 styles = styles_of(['none', 'MixUp', 'CutMix', 'MixChoice', 'MixUp 8']) # an arm looks the same in all pictures
-
-
-def say(text): display(Markdown(text))
 
 
 def load(name) -> Comparison:
@@ -37,71 +34,51 @@ def arms_of(results): return list(dict.fromkeys(results.runs.arm))
 def percent(value, sign=''): return f'{100*value:{sign}.2f}'
 
 
-def score(results, metric, arm):
+def score(results, metric, arm, among=1):
     "`seeds`, `mean` and `sd` of an arm in `metric`; where it is not the first one, its paired difference to that as well"
-    row = results.table(metric).loc[arm]
-    found = dict(seeds=int(row.seeds), mean=row[metric], sd=row[f'{metric}_sd'])
-    return found if arm == arms_of(results)[0] else found | row[['difference', 'ci_low', 'ci_high', 'verdict']].to_dict()
+    row = results.table(metric, among=among).loc[arm]
+    told = dict(seeds=int(row.seeds), mean=row[metric], sd=row[f'{metric}_sd'])
+    return told if arm == arms_of(results)[0] else told | row[['difference', 'ci_low', 'ci_high', 'verdict']].to_dict()
 
 
 def points(row):
-    "The difference of a `score` in points of percent, with its 95 % interval"
+    "The difference of a `score` in points of percent, with its interval"
     return percent(row['difference'], '+') + ('' if math.isnan(row['ci_low']) else f" [{percent(row['ci_low'], '+')}, {percent(row['ci_high'], '+')}]")
 
 
-def summary(settings, what='test accuracy'):
-    "A line for each arm of each setting, in percent: mean ± standard deviation, and the difference to the first arm"
+def summary(settings, what='test accuracy', among=None):
+    "A line for each arm of each setting, in percent: mean ± standard deviation, the difference to the first arm, the verdict"
     lines = []
     for setting, (results, metric) in settings.items():
         for arm in arms_of(results):
-            row = score(results, metric, arm)
+            row = score(results, metric, arm, among or len(settings))
             line = {'setting': setting, 'arm': arm, 'seeds': row['seeds'], f'{what}, %': percent(row['mean']) + ('' if math.isnan(row['sd']) else f" ± {percent(row['sd'])}"),
-                    'difference [95 % interval]': '', 'verdict': row.get('verdict', '')}
-            if 'difference' in row: line['difference [95 % interval]'] = points(row)
+                    'difference, points': points(row) if 'difference' in row else '', 'verdict': row.get('verdict', '')}
             lines.append(line | {'processor minutes': f'{results.finished.query("arm == @arm").cpu_seconds.mean()/60:.1f}'})
     table = pd.DataFrame(lines).set_index('setting').rename_axis(None)
     return table if len(settings) > 1 else table.set_index('arm').rename_axis(None)
 
 
-def said(results, metric, arm):
-    "What came out for an arm, in words and with its numbers"
-    row, first = score(results, metric, arm), arms_of(results)[0].replace('none', 'training without mixing')
-    found = {'better': 'is better than', 'worse': 'is worse than'}.get(row['verdict'], 'cannot be told from')
-    return f"{arm} {found} {first}: {points(row)} points, {row['seeds']} seed{'s'[:row['seeds'] != 1]}"
+def found(settings, among=None):
+    """The verdict on each arm of each setting, `{(setting, arm): verdict}`, all of them read together.
 
-
-def verdicts(settings, at='at'):
-    """What came out over all settings and arms, in words; and what of it remains after Holm's correction for so many comparisons.
-
-    `at` stands between an arm and what its setting is called.
+    `among` is the number of settings that the page shows, where it shows more than these.
     """
-    found = []
-    for setting, (results, metric) in settings.items():
-        by_seed = results.finished.pivot(index='seed', columns='arm', values=metric)
-        for arm in arms_of(results)[1:]:
-            row, pairs = score(results, metric, arm), by_seed[[arms_of(results)[0], arm]].dropna()
-            p = math.nan if math.isnan(row['ci_low']) else ttest_rel(pairs[arm], pairs.iloc[:, 0]).pvalue # without an interval there is nothing to test
-            found.append((p, row['verdict'], f"{arm} {at} {setting} ({percent(row['difference'], '+')})"))
-    p_values = sorted(p for p, *_ in found if not math.isnan(p))
-    left = next((i for i, p in enumerate(p_values) if p > .05/(len(p_values)-i)), len(p_values))
-    least = p_values[left-1] if left else -1
+    tables = {setting: results.table(metric, among=among or len(settings)) for setting, (results, metric) in settings.items()}
+    return {(setting, arm): verdict for setting, table in tables.items() for arm, verdict in table.verdict[1:].items()}
 
-    told = {verdict: [what for _, v, what in found if v == verdict] for verdict in ('better', 'worse')}
-    n_told = sum(map(len, told.values()))
-    text = (f"Of the {len(found)} comparisons with training without mixing, "
-            + '; '.join(f"{len(hits)} came out {verdict}" + (f": {', '.join(hits)}" if hits else '') for verdict, hits in told.items())
-            + f"; {len(found) - n_told} cannot be told apart with so many seeds.")
-    if not n_told: return text
-    kept = [what for verdict in told for p, v, what in found if v == verdict and p <= least]
-    remain = 'all of them remain' if len(kept) == n_told else 'none of them remains' if not kept else f"there remain{'s'[:len(kept) == 1]} {', '.join(kept)}"
-    return f"{text} Where there is no difference, one comparison in twenty finds one all the same. Corrected for their number (Holm), {remain}."
+
+def decided(settings, among=None):
+    "What was decided: `{'better': {(setting, arm), …}, 'worse': …}`"
+    verdicts = found(settings, among)
+    return {word: {key for key, verdict in verdicts.items() if verdict == word} for word in ('better', 'worse')}
 
 
 def made_with(settings):
-    "How many runs, on what, and how long they took"
+    "How many runs, how long they took, and with what they were made"
     runs = pd.concat({id(results.curves): results.finished for results, _ in settings.values()}.values())
-    return (f"{len(runs)} runs, {runs.cpu_seconds.sum()/3600:.1f} hours of processor time on CPUs; "
-            f"{'; '.join(runs.versions.unique())}.")
+    return pd.DataFrame({'runs': [len(runs)], 'hours of processor time': f'{runs.cpu_seconds.sum()/3600:.1f}',
+                         'made with': '; '.join(runs.versions.unique())}, index=[''])
 
 
 def panels(n, height=3., columns=3):
@@ -115,15 +92,15 @@ def panels(n, height=3., columns=3):
     return axes[:n]
 
 
-def draw(settings, ax, title, label, log=False, difference=False):
-    """Each arm over settings that are called by numbers: its mean with the standard deviation, or its `difference` to the first arm with the 95 % interval.
+def draw(settings, ax, title, label, log=False, difference=False, among=None):
+    """Each arm over settings that are called by numbers: its mean with the standard deviation, or its `difference` to the first arm with the interval.
 
     The arms stand a little beside each other, so that their bars can be told apart.
     """
     arms, gap = arms_of(next(iter(settings.values()))[0]), (max(settings) - min(settings))/100
     for i, arm in enumerate(arms):
         if difference and i == 0: continue
-        rows = {number: score(results, metric, arm) for number, (results, metric) in settings.items() if arm in arms_of(results)}
+        rows = {number: score(results, metric, arm, among or len(settings)) for number, (results, metric) in settings.items() if arm in arms_of(results)}
         numbers = [number*1.04**(i - 1.5) if log else number + gap*(i - 1.5) for number in rows]
         middle, far = ('difference', [row['ci_high'] - row['difference'] for row in rows.values()]) if difference else ('mean', [row['sd'] for row in rows.values()])
         ax.errorbar(numbers, [100*row[middle] for row in rows.values()], [100*f for f in far], label=arm, capsize=3, linewidth=1.2, **styles[arm])

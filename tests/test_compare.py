@@ -36,7 +36,7 @@ from fastmix.all import CutMix, ManifoldMixUp, MixChoice, Mixer, MixUp
 from fastmix.compare.arm import RunLog, arm_learner, as_text, data_of, learner_texts, run_arm
 from fastmix.compare.results import Comparison, InUse, held, read_results
 from fastmix.compare.run import AllRunsFailed, OtherResults, compare
-from fastmix.compare.table import paired_difference
+from fastmix.compare.verdict import judge
 
 pytestmark = pytest.mark.usefixtures('frozen')
 
@@ -275,8 +275,8 @@ def test_progress(make_learner, capsys):
     compare(make_learner, two_arms | {'fails': Fail()}, once, seeds=2)
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if ' (run ' in line]
-    assert re.fullmatch(r'none, seed 42: accuracy \d\.\d{4} \(run 1 of 6, about \d+ s left\)', lines[0])
-    assert re.fullmatch(r'MixUp, seed 42: accuracy \d\.\d{4}, [+-]\d\.\d{4} to none \(run 2 of 6, about \d+ s left\)', lines[1])
+    assert re.fullmatch(r'none, seed 42: accuracy [0-9.]+ % \(run 1 of 6, about \d+ s left\)', lines[0])
+    assert re.fullmatch(r'MixUp, seed 42: accuracy [0-9.]+ %, [+-][0-9.]+ to none \(run 2 of 6, about \d+ s left\)', lines[1])
     assert lines[2].startswith('fails, seed 42: failed: RuntimeError: out of memory: tried 1 GiB (run 3 of 6, about ') and len(lines) == 6
     assert lines[5].endswith('(run 6 of 6)')
     table = [line.split()[:2] for line in printed.splitlines() if re.match(r' *(arm|none|MixUp|fails) ', line)]
@@ -287,7 +287,7 @@ def test_what_a_run_gained_is_that_of_its_seed(make_learner, capsys):
     comparison = compare(make_learner, two_arms, once, seeds=2)
     gains = [float(gain) for gain in re.findall(r', ([+-].*?) to none', capsys.readouterr().out)]
     by_seed = comparison.runs.pivot(index='seed', columns='arm', values='accuracy')
-    assert gains == [round(gain, 4) for gain in by_seed['MixUp'] - by_seed['none']]
+    assert gains == [round(100*gain, 2) for gain in by_seed['MixUp'] - by_seed['none']]
 
 
 def test_no_progress(make_learner, capsys):
@@ -854,7 +854,7 @@ def test_the_interval_is_that_of_the_paired_t_test():
     rng = np.random.default_rng(1)
     none = rng.normal(.9, .02, 6)
     mixed = none + rng.normal(.01, .01, 6)
-    table, expected = made(dict(none=none, mixed=mixed)).table(), ttest_rel(mixed, none).confidence_interval()
+    table, expected = made(dict(none=none, mixed=mixed)).table(), ttest_rel(mixed, none).confidence_interval(1 - .05*5/6) # a sixth is kept for later looks
     row = table.loc['mixed']
     np.testing.assert_allclose([row.difference, row.ci_low, row.ci_high], [np.mean(mixed - none), *expected], rtol=1e-9)
     assert row.accuracy_sd == pytest.approx(np.std(mixed, ddof=1)) and row.seconds_per_epoch == 2
@@ -865,7 +865,7 @@ def test_only_seeds_that_finished_in_both_arms_are_paired():
     comparison = made(dict(none=[.5, None, .7, .8], mixed=[.6, .9, None, .92]))
     row = comparison.table().loc['mixed']
     assert row.difference == pytest.approx(.11) and (row.seeds, row.failed) == (3, 1)
-    assert row.verdict == 'not distinguishable with 2 seeds'
+    assert row.verdict == 'no verdict with 2 seeds: it takes 3'
     assert '3 (1 failed)' in str(comparison) and 'none, seed 1 failed: no memory' in comparison._repr_html_()
 
 
@@ -880,7 +880,7 @@ def test_arms_without_a_pair(arms):
 
 def test_one_seed():
     comparison = made(dict(none=[.5], mixed=[.6]))
-    assert comparison.verdicts() == ['mixed against none: not distinguishable with 1 seed (accuracy +0.1000)']
+    assert comparison.verdicts() == ['mixed against none: no verdict with 1 seed: it takes 3 (accuracy +10.00 points)']
     assert '±' not in str(comparison) and len(comparison.plot()) == 3
 
 
@@ -891,7 +891,7 @@ def test_one_arm():
 
 
 def test_without_spread_there_is_no_interval():
-    found = paired_difference([.02, .02 + 1e-17, .02])
+    found = judge([[.02, .02 + 1e-17, .02]])[0]
     assert found['verdict'] == 'not distinguishable with 3 seeds' and math.isnan(found['ci_low'])
 
 
@@ -908,7 +908,7 @@ def test_in_which_direction_a_measure_is_better(name, higher):
 
 def test_without_a_metric_the_validation_loss_decides(make_learner):
     comparison = quietly(lambda: make_learner(metrics=None), two_arms, once)
-    assert comparison.judged_by() == ('valid_loss', False) and 'valid loss against none (lower is better)' in comparison.for_reading()
+    assert comparison.judged_by() == ('valid_loss', False) and 'valid loss against none, lower is better' in comparison.for_reading()
     assert ', lower is better' in comparison.verdicts()[0]
 
 
@@ -937,7 +937,7 @@ def test_plot(make_learner):
     def make(): return make_learner(metrics=[accuracy, error_rate])
     comparison = quietly(make, two_arms, lambda learn: learn.fit(3), seeds=3)
     axes = comparison.plot('error_rate', figsize=(9, 3))
-    assert [ax.get_title() for ax in axes] == ['train loss', 'valid loss', 'accuracy', 'error rate', 'error rate against none']
+    assert [ax.get_title() for ax in axes] == ['train loss', 'valid loss', 'accuracy, %', 'error rate, %', 'error rate against none, points']
     assert list(axes[0].figure.get_size_inches()) == [9, 3]
     curves = comparison.curves.query('arm == "MixUp"').pivot(index='epoch', columns='seed', values='valid_loss')
     assert list(axes[1].lines[1].get_ydata()) == list(curves.mean(axis=1))

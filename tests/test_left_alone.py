@@ -252,7 +252,7 @@ def test_ctrl_c_prints_what_there_is(tmp_path):
         process.send_signal(signal.SIGINT)
         rest, errors = process.stdout.read(), process.stderr.read()
     assert process.returncode == 130 and 'goes on from there' in errors and 'Traceback' not in errors
-    assert 'mixup against none: not distinguishable with 1 seed' in rest
+    assert 'mixup against none: no verdict with 1 seed' in rest
 
 
 # ---- sizes

@@ -10,7 +10,7 @@ from fastai.data.load import DataLoader
 from fastcore.nbio import read_nb
 
 import fastmix.all
-from fastmix.all import Batch, ManifoldMixUp, MixedBatch, Mixer, all_mixers, mix_rng
+from fastmix.all import Batch, ManifoldMixUp, MixedBatch, Mixer, mix_rng
 from fastmix.mixer import example_batch
 
 page = Path(__file__).parent.parent/'nbs/tutorials/papers.ipynb'

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import nn
 
 from fastmix.all import CutMix, ManifoldMixUp, MixChoice, MixUp
-from fastmix.compare.report import batch_pictures
+from fastmix.compare.report import accuracy_per_class, batch_pictures, said_once
 from fastmix.compare.results import read_results
 from fastmix.compare.run import compare
 from fastmix.data import digit_images, image_dls
@@ -95,12 +95,13 @@ def test_everything_is_on_the_page(comparison, report):
     page = page_of(report)
     assert page.texts.count('Digits <&>') == 2
     assert '5 arms, 3 seeds, ' in page.text and 'fastmix 0.' in page.text and 'PIL' not in page.text
-    for line in comparison.verdicts() + comparison.failures(): assert page.texts.count(line) == 1
+    for line in [comparison.summary(), comparison.fine_print(), *comparison.verdicts(), *comparison.failures()]: assert page.texts.count(line) == 1
+    assert ('ul', 'legend') in page.tags and ('details', None) in page.tags and 'All 15 runs' in page.texts and 'Accuracy per class' not in page.texts
     assert 'choice against none: no seed in which both have a value' in page.texts
-    assert {'train loss', 'valid loss', 'accuracy', 'accuracy against none', 'note <i>', 'a & b', '0 (3 failed)'} <= set(page.texts)
+    assert {'train loss', 'valid loss', 'accuracy, %', 'accuracy against none, points', 'note <i>', 'a & b', '0 (3 failed)'} <= set(page.texts)
     assert 'nan' not in re.findall(r'\w+', page.text)
     assert [alt for alt, _ in page.images] == [
-        'Plot of train loss', 'Plot of valid loss', 'Plot of accuracy', 'Plot of accuracy against none',
+        'Plot of train loss', 'Plot of valid loss', 'Plot of accuracy, %', 'Plot of accuracy against none, points',
         *(f'Samples of a training batch: {arm}' for arm in comparison.arms)]
     for _, image in page.images:
         pixels = np.asarray(image.convert('RGBA'))
@@ -136,7 +137,7 @@ def test_verdicts_are_marked(comparison, tmp_path):
     for i, (arm, gain) in enumerate({'<b>Mix & "Up"</b>': .2, 'Cut_Mix': -.2}.items()):
         runs.loc[runs.arm == arm, 'accuracy'] = runs[runs.arm == 'none'].accuracy.to_numpy() + gain + np.array([0, .01, .02])
     page = page_of(type(comparison)(runs, comparison.curves, comparison.settings).report(tmp_path))
-    assert [kind for tag, kind in page.tags if tag == 'li' and kind] == ['better', 'worse', 'not', 'no']
+    assert [kind for tag, kind in page.tags if tag == 'li' and kind] == ['better', 'worse', 'open', 'open']
     assert 'What the network saw' not in page.texts
 
 
@@ -148,8 +149,38 @@ def test_a_report_of_results_that_were_read(make_learner, tmp_path):
 
 def test_by_another_measure(comparison, tmp_path):
     page = page_of(comparison.report(tmp_path, 'valid_loss'))
-    assert 'valid loss against none (lower is better)' in page.texts and 'accuracy against none' not in page.texts
+    assert 'valid loss against none, lower is better' in page.texts and 'accuracy against none, points' not in page.texts
     assert comparison.verdicts('valid_loss')[1] in page.texts
+
+
+def test_accuracy_per_class(make_learner, tmp_path):
+    comparison = compare(make_learner, {'none': None, 'MixUp': MixUp()}, once, seeds=2, evaluate=accuracy_per_class, progress=False)
+    names = [name for name in comparison.measures if name.startswith('accuracy of ')]
+    learn = make_learner()
+    found = accuracy_per_class(learn)
+    preds, y = learn.get_preds()
+    right = preds.argmax(1) == y
+    assert len(names) == 10 and [*found] == names and comparison.judged_by() == ('accuracy', True)
+    assert found == {f'accuracy of {name}': pytest.approx(right[y == i].float().mean().item()) for i, name in enumerate(learn.dls.vocab)}
+    page = page_of(comparison.report(tmp_path))
+    assert 'Accuracy per class' in page.texts and {'MixUp, points', 'none, %', *learn.dls.vocab} <= {*page.texts} and '10 classes' in page.text
+    assert len(page.images) == 6 and 'accuracy of' not in page.text
+
+
+def test_no_accuracy_per_class_without_classes():
+    dls = DataLoaders(DataLoader([(torch.randn(4), torch.randn(1))]*8, bs=4), DataLoader([(torch.randn(4), torch.randn(1))]*8, bs=4))
+    assert accuracy_per_class(Learner(dls, nn.Linear(4, 1), loss_func=nn.MSELoss())) == {}
+
+
+def test_a_setting_is_said_once(comparison, tmp_path):
+    again = type(comparison)(comparison.runs, comparison.curves, dict(bs=16, lr=.01, arch='small', epochs=1), comparison.made_of)
+    rows = [*said_once(again).setting]
+    assert len({*rows}) == len(rows) and 'bs' not in rows and 'lr' not in rows and {'batch size', 'learning rate', 'arch', 'epochs'} <= {*rows}
+
+
+def test_a_margin(comparison, tmp_path):
+    page = page_of(comparison.report(tmp_path, margin=.9))
+    assert 'is the same as none within 90.0 points' in page.text
 
 
 def test_a_title_that_cannot_be_drawn_does_not_cost_the_report(make_learner, tmp_path, monkeypatch):

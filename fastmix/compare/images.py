@@ -19,7 +19,7 @@ from fastai.metrics import accuracy
 from fastai.torch_core import no_random
 
 from ..all import all_mixers
-from .report import pictures_page
+from .report import accuracy_per_class, pictures_page
 from .results import held, read_results, write_file
 from .run import compare, earlier_results
 from ..data import InputError, get_images, image_dls, small_cnn
@@ -188,13 +188,14 @@ def set_aside(out):
 # %% ../../nbs/compare/images.ipynb #4a5f5c49
 def print_results(comparison):
     if not len(comparison.finished): return print(comparison)
-    print('', comparison.overview(), '', *map(fill, comparison.verdicts() + comparison.failures()), '', sep='\n')
+    said = [comparison.summary(), *comparison.verdicts(), comparison.fine_print()] if comparison.summary() else []
+    print('', comparison.overview(), '', *map(fill, said + comparison.failures()), '', sep='\n')
 
 def compare_all(make_learner, settings, out, fixed, **kwargs):
     "The comparison; what there is of it is printed where it's stopped, or the disk is full"
     arms = {mix: mixer_named(mix) for mix in settings['mixes']}
     seeds, seed, fit = settings['seeds'], settings['seed'], partial(train, **settings)
-    try: return compare(make_learner, arms, fit, seeds, seed, out, fixed, **kwargs)
+    try: return compare(make_learner, arms, fit, seeds, seed, out, fixed, accuracy_per_class, **kwargs)
     except (KeyboardInterrupt, OSError):
         if (out/'results.csv').exists(): print_results(read_results(out))
         raise

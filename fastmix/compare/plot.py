@@ -26,14 +26,19 @@ def styles_of(arms):
             for i, arm in enumerate(arms)}
 
 # %% ../../nbs/compare/plot.ipynb #87791d7d
-def plot_curves(curves, name, styles, ax):
+def in_hundredths(axis):
+    "Percent, or points of percent, on an axis of shares"
+    axis.set_major_formatter(lambda value, _: f'{100*value:.4g}')
+
+def plot_curves(curves, name, styles, ax, percent=False):
     for arm, style in styles.items():
         by_epoch = curves[curves.arm == arm].groupby('epoch')[name]
         ax.plot(by_epoch.mean(), **style, label=arm, markevery=max(1, len(by_epoch) // 10))
         low, high = by_epoch.min(), by_epoch.max()
         ax.fill_between(low.index, low, high, color=style['color'], alpha=.15, linewidth=0)
     mixed = '\n(where an arm mixes, of mixed samples)' if name.startswith('train_') else ''
-    ax.set(title=words(name), xlabel=f'epoch{mixed}')
+    if percent: in_hundredths(ax.yaxis)
+    ax.set(title=words(name) + ', %'*percent, xlabel=f'epoch{mixed}')
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if len(curves) and curves.epoch.max() == 1: ax.set(xlim=(.5, 1.5), xticks=[1])
 
@@ -47,7 +52,9 @@ def plot_differences(comparison, styles, metric, higher_is_better, ax):
         differences = (by_seed[arm] - by_seed[first]).dropna()
         ax.errorbar(row.difference, i, xerr=row.difference - row.ci_low, capsize=4, **styles[arm] | dict(markersize=8))
         ax.plot(differences, [i + .2]*len(differences), '|', color=styles[arm]['color'], markersize=9)
-    ax.set(title=f'{words(metric)} against {first}', ylim=(len(shown) - .4, -.6))
+    percent = comparison.in_percent(metric)
+    if percent: in_hundredths(ax.xaxis)
+    ax.set(title=f"{words(metric)} against {first}{', points'*percent}", ylim=(len(shown) - .4, -.6))
     ax.set_yticks(range(len(shown)), shown.index)
     for text in (ax.title, *ax.get_yticklabels()): text.set_parse_math(False)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -60,7 +67,8 @@ def panels_of(comparison, metric, higher_is_better):
     curves = comparison.finished[['arm', 'seed']].merge(comparison.curves)
     styles = styles_of(dict.fromkeys(comparison.runs.arm))
     shown = {arm: style for arm, style in styles.items() if arm in set(curves.arm)}
-    panels = [partial(plot_curves, curves, name, shown) for name in curves.columns.drop(['arm', 'seed', 'epoch'])]
+    percent = {name: name in comparison.runs and comparison.in_percent(name) for name in curves.columns[3:]}
+    panels = [partial(plot_curves, curves, name, shown, percent=percent[name]) for name in percent]
     several = comparison.finished.seed.nunique() > 1 and 'difference' in table and table.difference.notna().any()
     return panels if not several else [*panels, partial(plot_differences, comparison, styles, metric, higher_is_better)]
 

@@ -26,6 +26,7 @@ class Comparison:
     curves:pd.DataFrame # A row per epoch of every run: `arm`, `seed`, `epoch` (from 1), losses and metrics
     settings:dict = field(default_factory=dict) # What you have said of the runs
     made_of:dict = field(default_factory=dict) # What was read off the runs of each arm: `{arm: {name: text}}`
+    looks:list = field(default_factory=list) # How many seeds were there when others were added, each time
     make_learner:callable = None # For the pictures of a report
     arms:dict = None # For the same: `{name: mixer}`
 
@@ -75,7 +76,7 @@ def write_file(path, text):
 # %% ../../nbs/compare/results.ipynb #ac23515f
 def write_results(comparison, folder):
     "Write `settings.json`, `curves.csv` and `results.csv`, each in one step"
-    told = {'settings': comparison.settings, 'made of': comparison.made_of}
+    told = {'settings': comparison.settings, 'made of': comparison.made_of, 'looks': comparison.looks}
     write_file(folder/'settings.json', json.dumps(told, indent=2) + '\n')
     if not len(comparison.runs): return
     for name, table in {'curves.csv': comparison.curves, 'results.csv': comparison.runs}.items():
@@ -106,7 +107,7 @@ def read_results(
     runs, epochs = read_table(folder/'results.csv', about, ['arm', 'seed']), ['arm', 'seed', 'epoch']
     curves = read_table(folder/'curves.csv', epochs, epochs).merge(runs[['arm', 'seed']])
     if len(curves) != runs.epochs.sum(): raise ValueError('curves.csv does not hold the epochs of results.csv')
-    return Comparison(runs, curves, settings, made_of)
+    return Comparison(runs, curves, settings, made_of, told.get('looks', []))
 
 # %% ../../nbs/compare/results.ipynb #7b738515
 class InUse(RuntimeError):

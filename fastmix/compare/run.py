@@ -28,7 +28,8 @@ from .arm import Differs, arm_learner, as_text, check_like, data_of, fingerprint
 from .arm import no_number, run_arm, start, taken, versions
 from .jobs import at_once, check_jobs, gpu_names, limits_of, parcel_of, spread, usual_jobs
 from .results import Comparison, held, no_runs, read_results, write_results
-from .table import number, words
+from .sentence import note_look
+from .table import told, words
 from .worker import Processes
 from ..mixer import Mixer
 
@@ -172,8 +173,9 @@ def outcome(result, arm, seed, first):
     if run.status != 'finished' or not result.fair: return run.status
     name = result.judged_by()[0]
     base = result.finished.query('arm == @first and seed == @seed')[name]
-    gain = f', {number(run[name] - base.iloc[0], "+")} to {first}' if len(base) and arm != first else ''
-    return f'{words(name)} {number(run[name])}{gain}'
+    percent = result.in_percent(name)
+    gain = f', {told(run[name] - base.iloc[0], percent, "+")} to {first}' if len(base) and arm != first else ''
+    return f'{words(name)} {told(run[name], percent)}{" %"*percent}{gain}'
 
 # %% ../../nbs/compare/run.ipynb #c3bdb1bb
 def tell(result, wanted, left, arm, seed, seconds):
@@ -191,7 +193,7 @@ def of(self:Comparison, wanted, **kwargs):
     "Only the `wanted` runs, pairs of arm and seed, as far as they are there, in their order"
     keys = pd.DataFrame(wanted, columns=['arm', 'seed'])
     curves = keys.merge(self.curves) if len(self.curves) else self.curves
-    return Comparison(keys.merge(self.runs), curves, self.settings, self.made_of, **kwargs)
+    return Comparison(keys.merge(self.runs), curves, self.settings, self.made_of, self.looks, **kwargs)
 
 # %% ../../nbs/compare/run.ipynb #bb3b43eb
 def one_by_one(runs, verbose, run):
@@ -279,6 +281,7 @@ def compare(
         result = earlier_results(folder, settings)
         texts, beginning, jobs = result.check_same(make_learner, arms, seed, jobs)
         missing = result.missing(wanted, retry)
+        note_look(result, missing)
         n_there = len(wanted) - len(missing)
         if progress and n_there: print(f'{n_there} of {len(wanted)} runs are in {folder}', flush=True)
         if progress and missing and at_once(jobs) > 1: print(told_of(jobs, texts[missing[0][0]]), flush=True)
