@@ -267,6 +267,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fastmix.compare.run.ended_runs': ('compare/run.html#ended_runs', 'fastmix/compare/run.py'),
                                      'fastmix.compare.run.minutes': ('compare/run.html#minutes', 'fastmix/compare/run.py'),
                                      'fastmix.compare.run.one_by_one': ('compare/run.html#one_by_one', 'fastmix/compare/run.py'),
+                                     'fastmix.compare.run.order_of': ('compare/run.html#order_of', 'fastmix/compare/run.py'),
                                      'fastmix.compare.run.other_settings': ('compare/run.html#other_settings', 'fastmix/compare/run.py'),
                                      'fastmix.compare.run.outcome': ('compare/run.html#outcome', 'fastmix/compare/run.py'),
                                      'fastmix.compare.run.processes_for': ('compare/run.html#processes_for', 'fastmix/compare/run.py'),

@@ -24,7 +24,7 @@ options = {'mixes': 'none,mixup', 'epochs': 1, 'seeds': 1, 'labels-per-class': 0
 
 def fastmix(**given):
     "Run the command with `given` options"
-    main([o for name, value in (options | given).items()
+    main([o for name, value in (options | dict(jobs=1) | given).items()
           for o in ([f'--{name}'] if value is True else [f'--{name}', str(value)])])
 
 
@@ -270,7 +270,7 @@ def test_a_single_class(photos, tmp_path, capsys, untrained):
 
 def test_weights_without_a_network(photos, tmp_path, capsys, monkeypatch, untrained):
     def vision_learner(*args, **kwargs): raise OSError('no route to host')
-    monkeypatch.setattr(images, 'vision_learner', vision_learner)
+    monkeypatch.setattr('fastai.vision.learner.vision_learner', vision_learner)
     message = error_of(capsys, data=photos, out=tmp_path/'out', pretrained=True)
     assert 'cannot download weights of resnet18 (no route to host): leave out --pretrained' in message
 

@@ -36,7 +36,7 @@ from fastmix.compare.run import compare
 from fastmix.data import InputError, digit_images, folder_images, image_dls
 
 root = Path(__file__).parent.parent
-small = dict(arch='small', epochs=1, size=16, bs=8, mixes='none,mixup')
+small = dict(arch='small', epochs=1, size=16, bs=8, mixes='none,mixup', jobs=1)
 
 
 def options(**given):

@@ -225,17 +225,21 @@ def told_of(jobs, means):
     return f"{n} runs at once, each with {' and '.join(parts)}"
 
 # %% ../../nbs/compare/run.ipynb #97f91b57
-@patch
-def put_in_order(self:Comparison, arms):
-    "Sort by seed, then as `arms` are, if the first one that's there is among them; else as those that are there"
-    there = [*dict.fromkeys(self.runs.arm)]
-    order = [*dict.fromkeys([*arms, *there] if there[0] in arms else [*there, *arms])]
-    def places(column): return column.map(order.index) if column.name == 'arm' else column
-    self.runs = self.runs.sort_values(['seed', 'arm'], key=places, ignore_index=True)
-    self.curves = self.curves.sort_values(['seed', 'arm', 'epoch'], key=places, ignore_index=True)
+def order_of(there, wanted, missing):
+    "In which order runs are written, pairs of arm and seed"
+    first_is_missing = wanted[0] in missing and there[:1] and there[0][0] in [arm for arm, _ in wanted]
+    kept = [run for run in there if run not in missing]
+    return [*dict.fromkeys([*wanted, *kept] if first_is_missing else [*kept, *missing])]
 
 @patch
-def take_in(self:Comparison, arm, seed, run, arms, folder):
+def put_in_order(self:Comparison, order):
+    "Sort the runs, and their epochs, as they stand in `order`"
+    def places(table): return [order.index(run) for run in zip(table.arm, table.seed)]
+    self.runs, self.curves = (table.assign(place=places(table)).sort_values('place', kind='stable', ignore_index=True)
+                              .drop(columns='place') for table in (self.runs, self.curves))
+
+@patch
+def take_in(self:Comparison, arm, seed, run, order, folder):
     "Add what the function `run` gives, and write it. `OtherResults` where it's not like those that are there"
     known = self.expected(arm, seed)
     try:
@@ -245,7 +249,7 @@ def take_in(self:Comparison, arm, seed, run, arms, folder):
         is_known = e.text.split(': ')[0] in known
         raise OtherResults(differs_text(self, arm, seed, e, folder) if is_known else elsewhere_text(arm, seed, e)) from e
     self.add(arm, row, epochs, made_of)
-    self.put_in_order(arms)
+    self.put_in_order(order)
     if folder: write_results(self, folder)
 
 # %% ../../nbs/compare/run.ipynb #929a9de9
@@ -282,11 +286,12 @@ def compare(
         if progress and n_there: print(f'{n_there} of {len(wanted)} runs are in {folder}', flush=True)
         if progress and missing and at_once(jobs) > 1: print(told_of(jobs, texts[missing[0][0]]), flush=True)
         def planned(arm, run_seed): return texts[arm] | (beginning if run_seed == seed else {})
+        order = order_of([*zip(result.runs.arm, result.runs.seed)], wanted, missing)
         functions, left, begun = (make_learner, arms, fit, evaluate), [*missing], perf_counter()
         with (processes_for(jobs, len(missing)) as processes,
               closing(ended_runs(result, processes, missing, functions, planned, limits_of(jobs), verbose)) as ended):
             for arm, run_seed, run in ended:
-                result.take_in(arm, run_seed, run, arms, folder)
+                result.take_in(arm, run_seed, run, order, folder)
                 left.remove((arm, run_seed))
                 seconds = seconds_left(result, missing, left, perf_counter() - begun, jobs)
                 if progress: tell(result, wanted, left, arm, run_seed, seconds)
