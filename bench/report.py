@@ -127,19 +127,19 @@ def cost(method, table=None):
     what = dict(batch='one draw for the batch', sample='one per sample')
     n, *rest = case.split()[0].split('×')
     things = f"{n} photographs of {rest[-2]}×{rest[-1]} pixels" if len(rest) == 3 else f"a table of {n} rows and {2*int(rest[0])} columns"
-    times = ', and '.join(f"{by.value['call', per]:.2f} times with {what[per]}" for per in pers)
-    draws = ' and '.join(f"{by.ms['draw', per]:.1f} ms" for per in pers)
-    said = f"To mix {things} takes as long as to copy them, {times}; to draw the mix takes {draws} before that. "
+    times = '; '.join(f"{by.value['call', per]:.2f} times with {what[per]}" for per in pers).replace(' times', ' times as long as copying them,', 1)
+    draws = ' and '.join(f"{ms:.2f}" if ms < 1 else f"{ms:.1f}" for ms in (by.ms['draw', per] for per in pers))
+    said = f"Mixing {things} takes {times}. Drawing the mix takes {draws} ms before that. "
     steps = figures(table, 'step').set_index(['library', 'name']).value
     if ('fastmix', f'{method}()') in steps.index:
         said += f"A training step of a small residual network becomes {100*(steps['fastmix', f'{method}()'] - 1):.1f} % longer. "
-    return said.replace('as long as to copy them, ', 'as long as to copy them ', 1) + '[Speed](../experiments/speed.ipynb) has the machine and the noise.'
+    return said + '[Speed](../experiments/speed.ipynb) has the machine and the noise.'
 
 
 def methods_table(table):
     "For each method what it costs: multiples of the clone, and the milliseconds of the draw"
     rows = figures(table, 'methods')[lambda rows: rows.library == 'fastmix']
-    texts = rows.assign(text=[f'{row.value:.2f}' if row.kind == 'call' else f'{row.ms:.1f} ms' for row in rows.itertuples()],
+    texts = rows.assign(text=[f'{row.value:.2f}' if row.kind == 'call' else f'{row.ms:.2f} ms' for row in rows.itertuples()],
                         column=rows.kind.map(dict(call='mixing', draw='drawing')) + ', per ' + rows.per)
     wide = texts.pivot(index='method', columns='column', values='text').fillna('–')
     order = [f'{kind}, per {per}' for kind in ('mixing', 'drawing') for per in ('batch', 'sample')]
