@@ -328,7 +328,7 @@ def test_the_report_in_the_midst_of_a_comparison(tmp_path):
         process.kill()
     assert done.returncode == 0 and 'none' in done.stdout and done.stderr == ''
     page = (tmp_path/'out'/'report.html').read_text()
-    assert 'Samples of a training batch: none' in page and '<h2>All runs</h2>' in page
+    assert 'Samples of a training batch: none' in page and '<summary>All ' in page
 
 
 def test_the_report_where_the_images_are_gone(photos, tmp_path):
