@@ -389,7 +389,7 @@ def test_gather_args(monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', MagicMock()) # fastai's `gather_args` is in a module that imports it
     import fastai.callback.wandb # noqa: F401 patches Learner
     def shown(cb): return learner(cb).gather_args()[type(cb).__name__]
-    assert shown(MixUp(.7, start=.1, seed=3)) == dict(alpha=.7, per='sample', fold=True, p=1., start=.1, stop=1., seed=3, targets=None, beside=False, partner='any', source=None, decouple=0.)
+    assert shown(MixUp(.7, start=.1, seed=3)) == dict(alpha=.7, per='sample', fold=True, k=2, p=1., start=.1, stop=1., seed=3, targets=None, beside=False, partner='any', source=None, decouple=0.)
     args = shown(MixChoice(MixUp(.7), CutMix(), weights=[1, 3], p=.9))
     assert args.keys() == {'mixers', 'weights', 'p', 'start', 'stop', 'seed'} and args['weights'] == [1, 3] and args['p'] == .9
     assert '0.7' in str(args['mixers']), f'the arguments of its parts are not shown: {args}'
