@@ -2,7 +2,7 @@ import gc
 import os
 from pathlib import Path
 
-os.environ['MPLBACKEND'] = 'agg'
+os.environ |= {'MPLBACKEND': 'agg', 'COLUMNS': '100'} # As wide as where nobody says how wide it is
 
 import pytest
 import torch
