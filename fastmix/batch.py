@@ -12,9 +12,8 @@ import random
 from collections.abc import MutableMapping
 from contextlib import contextmanager
 
-import numpy as np
 import torch
-from fastai.torch_core import TensorImageBase, get_random_states, retain_meta, set_random_states
+from fastai.torch_core import TensorImageBase, get_random_states, retain_meta, set_random_states, set_seed
 from fastai.vision.core import TensorPoint
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -340,50 +339,46 @@ def loader_generators(dl):
 # %% ../nbs/02_batch.ipynb #172498eb
 def random_state(dl):
     "Everything that decides what `dl` gives next: the global generators, its own, and the workers that torch keeps"
-    generators = [generator.get_state() for generator in loader_generators(dl)]
+    generators = [(generator, generator.get_state()) for generator in loader_generators(dl)]
     rng = getattr(dl, 'rng', None)
-    return get_random_states(), rng and rng.getstate(), generators, vars(dl).get('_iterator')
+    return get_random_states(), rng and (rng, rng.getstate()), generators, vars(dl).get('_iterator')
 
 def set_random_state(dl, state):
     "Go on from there"
     everywhere, rng, generators, workers = state
     set_random_states(**everywhere)
-    if rng: dl.rng.setstate(rng)
-    for generator, o in zip(loader_generators(dl), generators): generator.set_state(o)
+    if rng:
+        dl.rng, numbers = rng # fastai's loaders exchange it
+        dl.rng.setstate(numbers)
+    for generator, numbers in generators: generator.set_state(numbers)
     if '_iterator' in vars(dl): dl._iterator = workers
 
 # %% ../nbs/02_batch.ipynb #eec8b20b
 def seed_loader(dl, seed):
-    "Let everything that `dl` draws start from `seed`, the global generators among it"
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    "Let the generators of a loader start from `seed`; the workers that torch keeps, with theirs, are let go"
     if getattr(dl, 'rng', None): dl.rng = random.Random(seed)
     for generator in loader_generators(dl): generator.manual_seed(seed)
     if vars(dl).get('_iterator') is not None: dl._iterator = None
 
 # %% ../nbs/02_batch.ipynb #16df872b
 class Source:
-    "Draws batches from a loader, over and over, with random streams of its own"
-    def __init__(self, loader, seed):
-        self.loader, self.passing = loader, None
-        with self.inside(): seed_loader(loader, seed)
+    "Draws batches from a loader, over and over, with random streams that follow from the generator `rng`"
+    def __init__(self, loader, rng):
+        self.loader, self.rng, self.passing = loader, rng, None
+        self.state, seed = random_state(loader), int(rng.integers(2**32))
+        with self.inside():
+            set_seed(seed)
+            seed_loader(loader, seed)
 
     @contextmanager
     def inside(self):
         "Here the loader's random state is the source's own"
         outside = random_state(self.loader)
-        if hasattr(self, 'state'): set_random_state(self.loader, self.state)
+        set_random_state(self.loader, self.state)
         try: yield
         finally:
             self.state = random_state(self.loader)
             set_random_state(self.loader, outside)
-
-    def fork(self):
-        "Another source, which begins a pass with the same random state"
-        new = object.__new__(Source)
-        vars(new).update(vars(self), passing=None, state=(*self.state[:3], None)) # Without the workers, which are at work
-        return new
 
 # %% ../nbs/02_batch.ipynb #e62256ec
 @patch

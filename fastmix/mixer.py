@@ -37,7 +37,8 @@ class Mixer(Callback):
     places = () # For how many spatial dimensions the method is defined: `(2,)` for images. Empty: it mixes anything
     fold = False # Is λ replaced by max(λ, 1-λ)?
     data = 'any' # Which targets the method is for: 'any', 'class', 'number', 'mask', or 'table' for tables
-    reweighs = False # Do labels count otherwise than their samples are seen? 'sample': each in a way of its own, whatever λ
+    reweighs = False # Do labels count otherwise than their samples are seen?
+    weighs_each = False # Has each sample label weights of its own, though λ is one for the batch?
     batch = rng = facts = paused = pool = None
     looked = labels_back = False
     def __init__(self,
@@ -80,6 +81,11 @@ def check_parts(name, pair):
     if not isinstance(pair, (tuple, list)) or not all(map(is_number, pair)): raise TypeError(wanted)
     if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= 1: raise ValueError(wanted)
     return tuple(pair)
+
+def check_instead(name, pair, alpha, what):
+    "`pair` as `check_parts` gives it, where `what` is drawn by it, not by λ. Raises a `ValueError` for an `alpha` as well"
+    if alpha is None: return check_parts(name, pair)
+    raise ValueError(f"`{name}` draws {what}, and `alpha` λ: give one of the two; got alpha={alpha!r}")
 
 # %% ../nbs/05_mixer.ipynb #f63e02b4
 def check_alpha(alpha):
@@ -215,7 +221,8 @@ def draw_lams(self:Mixer,
     rng:np.random.Generator, # The generator to draw with
     m:int=1, # How many
 ) -> np.ndarray: # `(m,)`: own shares in [0, 1]
-    "Draw the own shares to aim at"
+    "Draw the own shares to aim at; 1 where there's no `alpha`, for a method that draws something else"
+    if self.alpha is None: return np.ones(m)
     return draw_lam(at(self.alpha, batch.done), rng, m, self.fold)
 
 # %% ../nbs/05_mixer.ipynb #0d5b74e1
@@ -273,7 +280,7 @@ def term(self:Mixer,
 def next_source(self:Mixer, batch, rng, inside):
     "The batch that partners come from. Raises a `ValueError` where samples are mixed inside the network"
     if inside: raise ValueError(f"{type(self).__name__} mixes inside the network here, where there are no partners from a `source`")
-    if self.pool is None: self.pool = Source(self.source, int(rng.integers(2**32)))
+    if self.pool is None or self.pool.rng is not rng: self.pool = Source(self.source, rng)
     return self.pool.beside(batch, labels=self.targets != 'keep')
 
 # %% ../nbs/05_mixer.ipynb #79574f39
@@ -325,7 +332,7 @@ def check_drawn(self:MixedBatch):
 def needs_one(self:MixedBatch):
     "Has the batch to get one λ, as the loss cannot be weighted sample by sample, or that isn't known yet?"
     mixer, facts = self.mixer, self.facts
-    if facts is None or mixer.per == 'batch' or mixer.reweighs == 'sample': return False
+    if facts is None or mixer.per == 'batch' or mixer.weighs_each: return False
     return self.targets.may_weigh(mixer.places) and not facts.ask(len(self.targets.own))
 
 # %% ../nbs/05_mixer.ipynb #bbcdb057
@@ -517,8 +524,8 @@ def check_alone(self:Mixer, learn):
 
 @patch
 def seed_rng(self:Mixer):
-    "Make the generator, if there is none yet; what follows from it is made anew"
-    if self.rng is None: self.rng, self.pool = mix_rng(self.seed), None
+    "Make the generator, if there is none yet"
+    if self.rng is None: self.rng = mix_rng(self.seed)
 
 @patch(as_prop=True)
 def mix(self:Mixer) -> Mix|None:
@@ -659,16 +666,19 @@ def one_batch(self, i, b):
 one_batch._before_fastmix = fastai_one_batch
 Learner.one_batch = one_batch
 
+# %% ../nbs/05_mixer.ipynb #ef2461eb
+passing = dict(batch=None, paused=None, pool=None) # What a mixer doesn't take along into a copy
+
 # %% ../nbs/05_mixer.ipynb #2d826a71
 @patch
 def __reduce_ex__(self:Mixer, protocol):
     if self.learn: return Callback, (), {'learn': self.learn}
-    return copyreg.__newobj__, (type(self),), vars(self) | dict(batch=None, facts=None, paused=None, pool=None)
+    return copyreg.__newobj__, (type(self),), vars(self) | passing | dict(facts=None)
 
 @patch
 def __copy__(self:Mixer):
     new = type(self).__new__(type(self))
-    vars(new).update(vars(self), batch=None, paused=None, pool=self.pool and self.pool.fork())
+    vars(new).update(vars(self) | passing)
     return new
 
 @patch
@@ -698,7 +708,7 @@ def load_state_dict(self:Mixer,
         if rng: rng.bit_generator.state = state['rng']
     except (TypeError, KeyError, ValueError) as e:
         raise ValueError(f"not the state of a mixer, which `state_dict` gives: {state!r}") from e
-    self.rng, self.pool, self.facts = rng, None, LossFacts(None, before=state.get('per_sample'))
+    self.rng, self.facts = rng, LossFacts(None, before=state.get('per_sample'))
 
 # %% ../nbs/05_mixer.ipynb #6527d882
 def arguments(

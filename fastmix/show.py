@@ -10,7 +10,7 @@ You can look as often as you like. Nothing is trained, and the generators of the
 __all__ = ['untouched', 'label_of', 'mix_title', 'show_mix', 'show_mixers', 'hardly_mixed', 'plot_lam']
 
 # %% ../nbs/07_show.ipynb #e49b25a5
-import bisect, copy, math, random, textwrap, warnings
+import bisect, copy, math, textwrap, warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.mixup import MixHandler
 from fastai.learner import Learner
-from fastai.torch_core import TensorImageBase, get_random_states, set_random_states, set_seed, to_cpu
+from fastai.torch_core import TensorImageBase, set_seed, to_cpu
 from fastcore.basics import patch
 from fastcore.foundation import L
 from matplotlib.colors import to_rgba
@@ -32,18 +32,11 @@ from matplotlib.textpath import text_to_path
 from scipy.stats import beta
 from torch import Tensor
 
-from .batch import Batch, is_spatial, loader_generators, tensors
+from .batch import Batch, is_spatial, random_state, seed_loader, set_random_state, tensors
 from .draw import mix_rng
 from .layers import is_a
 from .mix import Paste, is_floating, nested
 from .mixer import MixedBatch, Mixer, arguments, check_alpha, check_number, check_seed, user_loss
-
-# %% ../nbs/07_show.ipynb #ae0f327a
-def reseed(dl, seed):
-    "Let everything random start from `seed`"
-    set_seed(seed)
-    if getattr(dl, 'rng', None): dl.rng = random.Random(seed)
-    for generator in loader_generators(dl): generator.manual_seed(seed)
 
 # %% ../nbs/07_show.ipynb #868f6cb5
 @contextmanager
@@ -53,25 +46,20 @@ def untouched(
 ):
     "Inside, batches can be drawn from `dl`; afterwards every random generator is as it was"
     check_seed(seed)
-    states, rng, workers = get_random_states(), getattr(dl, 'rng', None), vars(dl).get('_iterator')
-    generators = [(generator, generator.get_state()) for generator in loader_generators(dl)]
-    if rng: dl.rng = copy.deepcopy(rng)
-    if workers is not None: dl._iterator = None
+    state = random_state(dl)
+    if vars(dl).get('_iterator') is not None: dl._iterator = None
     try:
-        if seed is not None: reseed(dl, int(seed))
+        if seed is not None:
+            set_seed(int(seed))
+            seed_loader(dl, int(seed))
         yield
-    finally:
-        set_random_states(**states)
-        for generator, state in generators: generator.set_state(state)
-        if rng: dl.rng = rng
-        if '_iterator' in vars(dl): dl._iterator = workers
+    finally: set_random_state(dl, state)
 
 # %% ../nbs/07_show.ipynb #652d352c
 @contextmanager
 def as_it_was(*mixers):
     "Inside, the mixers can be used; afterwards they hold what they held"
     held = [vars(mixer).copy() for mixer in mixers]
-    for mixer in mixers: mixer.pool = mixer.pool and mixer.pool.fork()
     try: yield
     finally:
         for mixer, values in zip(mixers, held):
@@ -105,13 +93,13 @@ def train_loader(dls):
     raise TypeError(f"`dls` must be `DataLoaders`; got {type(dls).__name__}. Of a learner, take `learn.dls`")
 
 # %% ../nbs/07_show.ipynb #9fe326b0
-def next_batch(dls, learn=None):
-    "The training batch that comes next, as a `Batch`. Raises a `ValueError` where it has one sample"
+def next_batch(dls, learn=None, least=2):
+    "The training batch that comes next, as a `Batch`. Raises a `ValueError` where it has fewer than `least` samples"
     dl = dls.train
     whole = tuple(dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl)))
     n_inp = getattr(dls, 'n_inp', max(1, len(whole)-1))
     batch = Batch(whole[:n_inp], whole[n_inp:], learn)
-    if batch.n > 1: return batch
+    if batch.n >= least: return batch
     raise ValueError("the training batch holds one sample, and a sample is not mixed with itself: use a larger batch size")
 
 # %% ../nbs/07_show.ipynb #63e686b1
@@ -618,7 +606,7 @@ def next_samples(dls, mixer, n=None, seed=None, lam=None, learn=None, vocab=None
     rng = copy.deepcopy(mixer.rng) if mixer.rng and seed is None else mix_rng(mixer.seed if seed is None else seed)
     part, facts = mixer.pick(None, rng), None
     with untouched(train_loader(dls), seed), as_it_was(mixer, part):
-        batch = next_batch(dls, learn)
+        batch = next_batch(dls, learn, least=2 if part.source is None else 1)
         if learn:
             part.prepare(learn)
             facts = mixer.facts_of(user_loss(learn)).silent()

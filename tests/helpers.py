@@ -1,4 +1,5 @@
 """A small learner, a spy on its training batches, and what a mixed batch must be, written out."""
+from copy import deepcopy
 from types import SimpleNamespace
 
 import torch
@@ -117,3 +118,20 @@ def check(row, loss=F.cross_entropy):
 def check_all(spy, n, mixed=True):
     assert len(spy.rows) == n and all((row.mix is not None) == mixed for row in spy.rows)
     for row in spy.rows: check(row)
+
+
+def check_goes_on(make, batch):
+    "What `make()` draws after a stop, and in a copy, is what would have come"
+    def draws(mixer):
+        found = []
+        for _ in range(3):
+            mix = mixer.draw_mix(batch, mixer.rng)
+            mix = mix[-1] if isinstance(mix, list) else mix
+            found.append((mix.shares.tolist(), mix.partners.tolist(), [x.tolist() for x in mix.inputs(batch.xb)]))
+        return found
+    one, other = make(), make()
+    one.rng = mix_rng(4)
+    draws(one)
+    other.load_state_dict(one.state_dict())
+    copied = deepcopy(one)
+    assert draws(one) == draws(other) == draws(copied)

@@ -1,5 +1,4 @@
 """What holds for every method there is, the next one too: they are those in `fastmix.all`."""
-import copy
 import inspect
 import random
 from pathlib import Path
@@ -16,7 +15,7 @@ from nbdev.process import NBProcessor
 from fastmix.all import Batch, GuidedMixUp, MixChoice, MixedBatch, Mixer, MixUp, TransMix, all_mixers, arguments, check_mixer, mix_rng, show_mix, show_mixers
 from fastmix.compare.arm import as_text
 from fastmix.mixer import example_batch
-from helpers import Spy, check_all, learner
+from helpers import Spy, check_all, check_goes_on, learner
 
 nbs = Path(__file__).parent.parent/'nbs'
 every_method = pytest.mark.parametrize('cls', all_mixers.values(), ids=all_mixers)
@@ -168,15 +167,7 @@ def test_in_pictures(cls):
 
 
 @inputs
-def test_it_goes_on_after_a_stop_and_in_a_copy(cls):
-    batch = example(cls)
-    def draws(mixer): return [first(mixer.draw_mix(batch, mixer.rng)).lam.tolist() for _ in range(3)]
-    one, other = make(cls), make(cls)
-    one.rng = mix_rng(4)
-    draws(one)
-    other.load_state_dict(one.state_dict())
-    copied = copy.deepcopy(one)
-    assert draws(one) == draws(other) == draws(copied)
+def test_it_goes_on_after_a_stop_and_in_a_copy(cls): check_goes_on(lambda: make(cls), example(cls))
 
 
 @inputs

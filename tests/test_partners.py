@@ -209,16 +209,28 @@ def test_arguments_that_make_no_sense():
 
 
 def test_copies_share_the_loader_and_begin_for_themselves():
-    loader = source()
+    loader, rng = source(), mix_rng(0)
     mixer = MixUp(source=loader, seed=1)
     batch = Batch((torch.zeros(5, 2, 4, 4),), (torch.zeros(5).long(),))
-    first = mixer.next_source(batch, mix_rng(0), False)
+    first = mixer.next_source(batch, rng, False)
     for copied in copy.deepcopy(mixer), copy.copy(mixer):
-        assert copied.source is loader
+        assert copied.source is loader and copied.pool is None
         copied.next_source(batch, mix_rng(0), False)
-    second, fresh = mixer.next_source(batch, mix_rng(0), False), MixUp(source=loader)
-    expected = [fresh.next_source(batch, mix_rng(0), False).y for _ in range(2)]
-    assert torch.equal(first.y, expected[0]) and torch.equal(second.y, expected[1]) # The copies have not advanced it
+    fresh, again = MixUp(source=loader), mix_rng(0)
+    expected = [fresh.next_source(batch, again, False).y for _ in range(2)]
+    assert torch.equal(first.y, expected[0]) and torch.equal(mixer.next_source(batch, rng, False).y, expected[1]) # The copies have not advanced it
+
+
+@pytest.mark.parametrize('make', [lambda **kwargs: MixUp(**kwargs), lambda source, **kwargs: MixChoice(MixUp(source=source), MixUp(source=source), **kwargs)], ids=['alone', 'in a choice'])
+def test_it_begins_anew_with_the_generator(make):
+    "As for a new arm of a comparison, also in a part of a choice, which has no generator"
+    mixer = make(source=source(), seed=3)
+    def partners():
+        mixer.rng = None
+        return [row.x[0] for row in trained(mixer)[1]]
+    first = partners()
+    mixer.learn.remove_cb(mixer)
+    assert all(map(torch.equal, first, partners()))
 
 
 def test_pictures_do_not_advance_it():
@@ -236,6 +248,13 @@ def test_pictures_do_not_advance_it():
     assert all(map(torch.equal, seen(False), seen(True)))
     show_mix(dls, CutMix(source=loader), sources=True)
     show_mixers(dls, {'MixUp': MixUp(source=loader), 'CutMix': MixUp()})
+
+
+def test_a_picture_of_a_batch_of_one():
+    items = list(zip(torch.rand(6, 3, 8, 8), itertools.cycle([0, 1])))
+    dls = DataLoaders(*[DataLoader(items, bs=1)]*2)
+    assert show_mix(dls, MixUp(source=DataLoader(items, bs=4)), sources=True).shape == (1, 3)
+    with pytest.raises(ValueError, match='larger batch size'): show_mix(dls, MixUp())
 
 
 def test_the_picture_is_the_batch_to_come():

@@ -8,7 +8,7 @@ An arm is a name and a mixer, `None` for training without mixing. `run_arm` trai
 __all__ = ['arm_learner']
 
 # %% ../../nbs/compare/arm.ipynb #83d23cc9
-import gc, hashlib, math, os, platform, random, re, warnings
+import gc, hashlib, math, os, platform, re, warnings
 from copy import deepcopy
 from functools import partial
 from importlib.metadata import version
@@ -33,16 +33,8 @@ from fastcore.imports import noop
 from torch.distributions import Distribution
 
 from .. import __version__
-from ..batch import tensors
+from ..batch import seed_loader, tensors
 from ..mixer import Mixer, arguments
-from ..show import loader_generators
-
-# %% ../../nbs/compare/arm.ipynb #07dc66dd
-def begin_anew(dl, seed):
-    "Seed all generators of a loader; the workers that torch keeps, with their random state, are let go"
-    dl.rng = random.Random(seed)
-    for generator in loader_generators(dl): generator.manual_seed(seed)
-    if vars(dl).get('_iterator') is not None: dl._iterator = None
 
 # %% ../../nbs/compare/arm.ipynb #00bb9979
 def copies_of(mixer):
@@ -64,7 +56,7 @@ def arm_learner(
     learn.add_cbs(copies_of(mixer))
     for cb in learn.cbs:
         if isinstance(cb, Mixer): cb.rng = None
-    for dl in learn.dls.loaders: begin_anew(dl, seed)
+    for dl in learn.dls.loaders: seed_loader(dl, seed)
     getattr(learn.dls, 'n_inp', None)
     set_seed(seed)
     return learn

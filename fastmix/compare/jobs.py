@@ -21,14 +21,14 @@ from fastai.learner import Learner
 from .arm import Differs, NoNumbers, copies_of, failed_run, loader_of, run_arm
 from .worker import Processes, cores
 from ..metric import MixMetric
-from ..mixer import Mixer
+from ..mixer import Mixer, passing
 
 # %% ../../nbs/compare/jobs.ipynb #ed2531be
 class Pickler(cloudpickle.Pickler):
     "Pickles functions by value, mixers and their metrics as they are, without their `Learner`"
     def reducer_override(self, o):
         if not isinstance(o, (Mixer, MixMetric)): return super().reducer_override(o)
-        state = dict(batch=None, facts=None, paused=None) if isinstance(o, Mixer) else {}
+        state = passing | dict(facts=None) if isinstance(o, Mixer) else {}
         return copyreg.__newobj__, (type(o),), {name: value for name, value in vars(o).items() if name != 'learn'} | state
 
 def pickled(o):

@@ -16,7 +16,7 @@ from fastcore.meta import delegates
 
 from ..draw import draw_region, draw_within
 from ..mix import Paste
-from ..mixer import Mixer, check_parts
+from ..mixer import Mixer, check_instead
 
 # %% ../../nbs/methods/cutmix.ipynb #86c2983e
 @delegates()
@@ -49,17 +49,10 @@ def check_law(self:CutMix, alpha):
     "Raise unless the regions have one law"
     if not isinstance(self.nominal, bool): raise TypeError(f"`nominal` must be True or False; got {self.nominal!r}")
     if self.sides is None: return
-    self.sides, self.alpha = check_parts('sides', self.sides), None
-    if alpha is not None:
-        raise ValueError(f"`sides` draws the region, and `alpha` λ: give one of the two; got alpha={alpha!r}")
+    self.sides, self.alpha = check_instead('sides', self.sides, alpha, 'the region'), None
     if self.nominal: raise ValueError("`nominal=True` needs a drawn λ, and `sides` draws none: give one of the two")
 
 # %% ../../nbs/methods/cutmix.ipynb #f3ca1fbf
-@patch
-def draw_lams(self:CutMix, batch, rng, m=1):
-    "As many as are asked for; with `sides` they mean nothing"
-    return Mixer.draw_lams(self, batch, rng, m) if self.sides is None else np.ones(m)
-
 @patch
 def draw_box(self:CutMix, m, size, rng):
     "Regions with a side of its own in each dimension, within the image"

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 
 from ..mix import Mask, to_device
-from ..mixer import Mixer, check_parts
+from ..mixer import Mixer, check_instead
 
 # %% ../../nbs/methods/gmix.ipynb #2d6f96f3
 def bump(centre, width, own, size):
@@ -47,12 +47,7 @@ class GMix(Mixer):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
         super().__init__(1. if alpha is None else alpha, per, **kwargs)
         self.sigma = sigma
-        if sigma is None: return
-        self.sigma, self.alpha = check_parts('sigma', sigma), None
-        if alpha is not None:
-            raise ValueError(f"`sigma` draws the bump, and `alpha` λ: give one of the two; got alpha={alpha!r}")
-
-    def draw_lams(self, batch, rng, m=1): return np.zeros(m) if self.sigma else super().draw_lams(batch, rng, m)
+        if sigma is not None: self.sigma, self.alpha = check_instead('sigma', sigma, alpha, 'the bump'), None
 
 # %% ../../nbs/methods/gmix.ipynb #3a5912f5
 @patch
@@ -66,7 +61,8 @@ def width(self:GMix, lam, size, rng):
 def draw(self:GMix, batch, lam, rng):
     size = batch.size
     centre = rng.random((len(lam), len(size)))*size - .5
-    drawn = centre, self.width(lam, size, rng), (lam < .5)[:, None] # With `sigma`, λ is 0 here
+    is_own = (lam < .5) | bool(self.sigma) # Whose bump it is: the own one's
+    drawn = centre, self.width(lam, size, rng), is_own[:, None]
     drawn = torch.from_numpy(np.concatenate(drawn, 1)).float()
     if len(lam) > 1: drawn = to_device(drawn, batch.x) # All at once
     own = bump(*drawn.split([len(size), len(size), 1], 1), size)

@@ -27,7 +27,7 @@ from ..mixer import Mixer, check_number, is_number
 @delegates()
 class Remix(Mixer):
     "MixUp with labels in favour of the rarer class: Remix (arXiv 2007.03943). For class numbers"
-    data, reweighs = 'class', 'sample'
+    data, reweighs, weighs_each = 'class', True, True
     place = MixUp.place # Codes are mixed where a fastai model has made them floating point
     def __init__(self,
         kappa:float=3., # How many times as large a class must be for the other's label to be taken, from 1 up

@@ -62,7 +62,7 @@ def spectral_residual(
 @delegates()
 class SaliencyMix(Mixer):
     "Paste the region around each partner's most salient place: SaliencyMix (arXiv 2006.01791). For images"
-    places = 2,
+    places, weighs_each = (2,), True # Regions are clipped, each in its way
     def __init__(self,
         alpha:float|tuple=1., # Parameter of λ's Beta distribution, positive; or a pair `(a, b)`
         p:float=.5, # Share of the batches that are mixed, in [0, 1]

@@ -92,7 +92,7 @@ def find_attention(model, attention):
 @delegates()
 class TransMix(Mixer):
     "Paste regions, and weigh labels by what a vision transformer attends to: TransMix (arXiv 2111.09833). For images"
-    places, data, reweighs = (2,), 'class', True
+    places, data, reweighs, weighs_each = (2,), 'class', True, True
     found = None # Name and layer to watch, and how to read it, in the model of the fit
     def __init__(self,
         attention:str|nn.Module|None=None, # What returns `(n, heads, 1+T, 1+T)`, or its name. `None`: timm's last

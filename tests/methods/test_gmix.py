@@ -11,7 +11,7 @@ from fastmix.all import Batch, GMix, MixChoice, MixedBatch, MixUp, Targets, argu
 from fastmix.compare.arm import as_text
 from fastmix.loss import weighted_loss
 from fastmix.methods.gmix import bump
-from test_family import RootLoss, by_hand, classes, fit, shares_seen
+from test_family import by_hand, classes, fit, one_number_by_hand, shares_seen
 
 per = pytest.mark.parametrize('per', ['batch', 'sample'])
 sigma = pytest.mark.parametrize('sigma', [None, (.25, .5)], ids=['GMix', 'SmoothMix'])
@@ -134,12 +134,7 @@ def test_the_loss_by_hand(per, sigma):
 
 
 @sigma
-def test_a_loss_that_is_one_number(sigma):
-    rows = [row for row in fit([GMix(sigma=sigma, seed=1)], loss=RootLoss())[1] if row['batch'].batch] # That of an epoch's last batch is let go
-    assert len(rows) == 3
-    for row in rows:
-        lam, own = row['batch'].mix.lam.item(), classes[shares_seen(row['batch'].batch.x).argmax(1)]
-        torch.testing.assert_close(row['loss'], lam*RootLoss()(row['out'], own) + (1-lam)*RootLoss()(row['out'], own[row['batch'].mix.partner]))
+def test_a_loss_that_is_one_number(sigma): one_number_by_hand(GMix(sigma=sigma, seed=1))
 
 
 @per

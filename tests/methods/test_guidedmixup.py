@@ -2,14 +2,13 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from bench import gpu, peers
 from fastai.losses import CrossEntropyLossFlat
-from test_family import RootLoss, by_hand, classes, fit, learner, shares_seen
+from test_family import by_hand, fit, shares_seen
 from test_saliencymix import literal_map, pictures
 from torch import nn
 
-from fastmix.all import Batch, GuidedMixUp, Mask, MixChoice, MixedBatch, MixUp, check_mixer, farthest_ring, mix_rng, spectral_residual
+from fastmix.all import Batch, GuidedMixUp, Mask, MixedBatch, check_mixer, farthest_ring, mix_rng, spectral_residual
 
 
 def literal_ring(distance):
@@ -118,27 +117,6 @@ def test_the_loss_by_hand(loss, weight):
     for row in fit([GuidedMixUp(seed=1, p=1.)], loss=loss)[1]:
         assert (shares_seen(row['seen']) > .01).sum() == 16
         torch.testing.assert_close(row['loss'], by_hand(row, weight=weight))
-
-
-def test_soft_labels_by_hand():
-    for row in fit([GuidedMixUp(seed=1, p=1.)], y=F.one_hot(classes, 3).float())[1]:
-        soft = torch.stack([shares_seen(row['seen'])[:, classes == c].sum(1) for c in range(3)], 1)
-        torch.testing.assert_close(row['y'], soft)
-        torch.testing.assert_close(row['loss'], -(soft*row['out'].log_softmax(1)).sum(1).mean())
-
-
-@pytest.mark.parametrize('loss', [RootLoss(), lambda pred, y: F.cross_entropy(pred, y)], ids=['root', 'closure'])
-@pytest.mark.filterwarnings('error:.*every batch gets one λ')
-def test_a_loss_that_is_one_number_is_refused_by_name(loss):
-    with pytest.raises(ValueError, match='GuidedMixUp weighs the labels of each sample'): learner(GuidedMixUp(seed=1, p=1.), loss).fit(1)
-
-
-def test_half_of_the_batches_and_beside_another():
-    rows = fit([GuidedMixUp(seed=3)], epochs=20)[1]
-    assert 10 < sum(row['part'] is None for row in rows) < 30
-    rows = fit([MixChoice(GuidedMixUp(p=1.), MixUp(), seed=2)], epochs=6)[1]
-    assert {type(row['part']) for row in rows} == {GuidedMixUp, MixUp}
-    for row in rows: torch.testing.assert_close(row['loss'], by_hand(row))
 
 
 def test_masks_are_weighted_pixel_by_pixel():

@@ -7,7 +7,7 @@ from torch import nn
 
 from fastmix.all import Batch, CutMix, HMix, Mask, MixChoice, MixedBatch, MixUp, Targets, arguments, check_mixer, mix_rng
 from fastmix.loss import weighted_loss
-from test_family import RootLoss, by_hand, classes, fit, shares_seen
+from test_family import by_hand, classes, fit, one_number_by_hand, shares_seen
 
 per = pytest.mark.parametrize('per', ['batch', 'sample'])
 sizes = pytest.mark.parametrize('size', [(30,), (20, 31), (5, 6, 8), (1, 7), (1,)], ids=str)
@@ -82,12 +82,7 @@ def test_the_loss_by_hand(per):
     for row in fit([MixChoice(MixUp(), HMix(per=per), seed=2)])[1]: torch.testing.assert_close(row['loss'], by_hand(row))
 
 
-def test_a_loss_that_is_one_number():
-    rows = [row for row in fit([HMix(seed=1)], loss=RootLoss())[1] if row['batch'].batch] # That of an epoch's last batch is let go
-    assert len(rows) == 3
-    for row in rows:
-        lam, own = row['batch'].mix.lam.item(), classes[shares_seen(row['batch'].batch.x).argmax(1)]
-        torch.testing.assert_close(row['loss'], lam*RootLoss()(row['out'], own) + (1-lam)*RootLoss()(row['out'], own[row['batch'].mix.partner]))
+def test_a_loss_that_is_one_number(): one_number_by_hand(HMix(seed=1))
 
 
 @per

@@ -1,5 +1,4 @@
 """MixUp of more than two samples."""
-import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import nn
 import many
 from fastmix.all import Batch, Blend, MixChoice, MixedBatch, MixMetric, MixUp, RICAP, arguments, check_mixer, draw_several, mix_rng, plot_lam, rotation, show_mix, show_mixers
 from fastmix.loss import weighted_loss
+from helpers import check_goes_on
 from many import BS, class_loss_by_hand, fit, hot, longest_piece, metric_by_hand, numbers, several, shares_seen, soft
 
 per = pytest.mark.parametrize('per', ['batch', 'sample'])
@@ -204,14 +204,7 @@ def test_what_it_promises_and_what_it_refuses():
         MixUp(k=2, **given)
 
 
-def test_it_goes_on_after_a_stop_and_in_a_copy():
-    def draws(mixer): return [mixer.draw_mix(Batch((torch.zeros(4, 2),)), mixer.rng).shares.tolist() for _ in range(3)]
-    one, other = MixUp(k=3), MixUp(k=3)
-    one.rng = mix_rng(4)
-    draws(one)
-    other.load_state_dict(one.state_dict())
-    copied = copy.deepcopy(one)
-    assert draws(one) == draws(other) == draws(copied)
+def test_many_go_on_after_a_stop_and_in_a_copy(): check_goes_on(lambda: MixUp(k=3), Batch((torch.rand(4, 2),)))
 
 
 @per

@@ -7,7 +7,7 @@ from torch import nn
 
 from fastmix.all import Batch, MixChoice, MixedBatch, MixUp, Paste, ResizeMix, Shrunk, Targets, arguments, check_mixer, mix_rng
 from fastmix.methods.resizemix import resized, smooth
-from test_family import RootLoss, by_hand, classes, fit, shares_seen
+from test_family import by_hand, classes, fit, one_number_by_hand, shares_seen
 
 SIZE = 20, 31
 per = pytest.mark.parametrize('per', ['batch', 'sample'])
@@ -175,12 +175,7 @@ def test_soft_labels_by_hand(per):
         torch.testing.assert_close(row['loss'], nn.functional.cross_entropy(row['out'], shares_seen(row['seen']) @ y))
 
 
-def test_a_loss_that_is_one_number():
-    rows = [row for row in fit([ResizeMix(seed=1)], loss=RootLoss())[1] if row['batch'].batch] # That of an epoch's last batch is let go
-    assert len(rows) == 3
-    for row in rows:
-        lam, own = row['batch'].mix.lam.item(), classes[shares_seen(row['batch'].batch.x).argmax(1)]
-        torch.testing.assert_close(row['loss'], lam*RootLoss()(row['out'], own) + (1-lam)*RootLoss()(row['out'], own[row['batch'].mix.partner]))
+def test_a_loss_that_is_one_number(): one_number_by_hand(ResizeMix(seed=1))
 
 
 def test_in_a_choice():

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from bench import gpu, peers
 from fastai.losses import CrossEntropyLossFlat
 from scipy.fft import dctn, idctn
-from test_family import RootLoss, by_hand, classes, fit, learner, shares_seen
+from test_family import by_hand, fit
 from torch import nn
 
-from fastmix.all import Batch, MixChoice, MixUp, Paste, SaliencyMix, check_mixer, mix_rng, spectral_residual
+from fastmix.all import Batch, Paste, SaliencyMix, check_mixer, mix_rng, spectral_residual
 
 
 def literal_map(image, most=128):
@@ -133,27 +133,6 @@ class Logged(nn.NLLLoss):
                          ids=['plain', 'own', 'class weights'])
 def test_the_loss_by_hand(loss, weight):
     for row in fit([SaliencyMix(seed=1, p=1.)], loss=loss)[1]: torch.testing.assert_close(row['loss'], by_hand(row, weight=weight))
-
-
-def test_soft_labels_by_hand():
-    learn, rows = fit([SaliencyMix(seed=1, p=1.)], y=F.one_hot(classes, 3).float())
-    for row in rows:
-        soft = torch.stack([shares_seen(row['seen'])[:, classes == c].sum(1) for c in range(3)], 1)
-        torch.testing.assert_close(row['y'], soft)
-        torch.testing.assert_close(row['loss'], -(soft*row['out'].log_softmax(1)).sum(1).mean())
-
-
-@pytest.mark.parametrize('loss', [RootLoss(), lambda pred, y: F.cross_entropy(pred, y)], ids=['root', 'closure'])
-def test_a_loss_that_is_one_number_is_refused_by_name(loss):
-    with pytest.raises(ValueError, match='SaliencyMix weighs the labels of each sample'): learner(SaliencyMix(seed=1, p=1.), loss).fit(1)
-
-
-def test_half_of_the_batches_and_beside_another():
-    rows = fit([SaliencyMix(seed=3)], epochs=20)[1]
-    assert 10 < sum(row['part'] is None for row in rows) < 30
-    rows = fit([MixChoice(SaliencyMix(p=1.), MixUp(), seed=2)], epochs=6)[1]
-    assert {type(row['part']) for row in rows} == {SaliencyMix, MixUp}
-    for row in rows: torch.testing.assert_close(row['loss'], by_hand(row))
 
 
 def test_partners_from_a_source():
