@@ -86,3 +86,22 @@ class MemoryLoader(DataLoader):
 def loaders(train, valid, bs=64, **kwargs):
     "`DataLoaders` of images in 0..1, on the device that holds them; `kwargs` are for training"
     return DataLoaders(MemoryLoader(*train, bs=bs, shuffle=True, **kwargs), MemoryLoader(*valid, bs=250), device=train[0].device)
+
+
+def pets(size=64, breeds=('Abyssinian', 'Bengal', 'american_bulldog')):
+    "The pets of the breeds that are complete: images `(n, 3, size, size)` in 0..255, masks `(n, size, size)` of 0 background, 1 pet, 2 the border between; breeds `(n,)`"
+    root, squeezed = folder('oxford-pets-160'), (size, size)
+    paths = [path for breed in breeds for path in sorted((root/'images').glob(f'{breed}_*.jpg'))]
+    images = [np.asarray(Image.open(path).convert('RGB').resize(squeezed, Image.Resampling.LANCZOS)) for path in paths]
+    masks = [np.asarray(Image.open(root/'trimaps'/f'{path.stem}.png').resize(squeezed, Image.Resampling.NEAREST)) for path in paths]
+    number_of = torch.tensor([3, 1, 0, 2]) # A trimap has 1 for the pet, 2 for the background, 3 for the border
+    return (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), number_of[torch.from_numpy(np.stack(masks)).long()],
+            torch.tensor([breeds.index(path.stem.rsplit('_', 1)[0]) for path in paths]))
+
+
+class PairLoader(MemoryLoader):
+    "The same for images with masks; where it shuffles, it mirrors half of them, both alike"
+    def create_batches(self, samples):
+        for x, y in super().create_batches(samples):
+            mirrored = torch.rand(len(x), 1, 1) < (.5 if self.shuffle else 0.)
+            yield torch.where(mirrored[:, None], x.flip(-1), x), torch.where(mirrored, y.flip(-1), y)

@@ -1,5 +1,6 @@
 """The networks of the experiments, in the settings of their sources."""
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18 as imagenet_resnet18
 
@@ -66,3 +67,32 @@ def resnet18(n_classes=10):
     model = imagenet_resnet18(num_classes=n_classes)
     model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     return LowPrecision(model).to(memory_format=torch.channels_last)
+
+
+def small_resnet(n_classes=10, width=16):
+    "Three residual blocks of two convolutions each, behind one of stride 2, for colour images of about 48×48"
+    model = LowPrecision(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+                         Block(width, width), Block(width, 2*width, 2), Block(2*width, 4*width, 2),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4*width, n_classes))
+    return model.to(memory_format=torch.channels_last)
+
+
+def layer(n_in, n_out, stride=1): return nn.Sequential(nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU())
+
+
+class SmallUNet(nn.Module):
+    "Three steps down, three up, with a bridge at each size; in bfloat16 as `LowPrecision`"
+    def __init__(self, n_out=2, width=8):
+        super().__init__()
+        widths = width, 2*width, 4*width, 8*width
+        self.down = nn.ModuleList([layer(3, width), *(layer(n_in, n_out, 2) for n_in, n_out in zip(widths, widths[1:]))])
+        self.up = nn.ModuleList([layer(n_in + n_out, n_out) for n_out, n_in in zip(widths[-2::-1], widths[:0:-1])])
+        self.head = nn.Conv2d(width, n_out, 1)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x):
+        bridges = []
+        with torch.autocast(x.device.type, torch.bfloat16):
+            for down in self.down: bridges.append(x := down(x))
+            for up, bridge in zip(self.up, bridges[-2::-1]): x = up(torch.cat([F.interpolate(x, bridge.shape[2:]), bridge], 1))
+            return self.head(x).float()

@@ -21,13 +21,13 @@ root = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(root), str(root/'experiments')]
 
 from data import cifar, clothing, crop_and_flip, fashion, loaders, per_class, split  # noqa: E402
+from league import league, results  # noqa: E402
 from models import keras_cnn, mlp, resnet18, resnet20, small_cnn  # noqa: E402
 
 from fastmix.all import CutMix, MixChoice, MixUp  # noqa: E402, after the path to it
 from fastmix.compare.run import compare  # noqa: E402
 from fastmix.data import wrong_labels  # noqa: E402
 
-results = root/'nbs/experiments/results'
 keras_adam = partial(Adam, sqr_mom=.999, eps=1e-7, wd=0.)
 four_arms = {'none': None, 'MixUp': MixUp(.2), 'CutMix': CutMix(1.), 'MixChoice': MixChoice(MixUp(.2), CutMix(1.))}
 
@@ -124,17 +124,21 @@ def cifar_long(seeds, device='cuda', epochs=30, arms=None):
 
 
 experiments = dict(fashion=fashion_mnist, few=few_labels, few_photos=few_photos, wrong=wrong, cifar_keras=cifar_keras, cifar_schedule=cifar_schedule,
-                   cifar_long=cifar_long)
+                   cifar_long=cifar_long, league=league)
 default_seeds = dict(fashion=5, cifar_long=1)
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='*', metavar='NAME', help=f"of {', '.join(experiments)}")
-    parser.add_argument('--seeds', type=int, help='per arm (default: 5 for fashion, 1 for cifar_long, else 3)')
+    parser.add_argument('--seeds', type=int, help='per arm (default: 5 for fashion, 1 for cifar_long, else 3; the league has its own)')
     parser.add_argument('--threads', type=int, default=1, help='of torch (default: 1)')
+    parser.add_argument('--jobs', type=int, help='runs of the league at once (default: one for each core)')
+    parser.add_argument('--until', type=int, default=2, choices=[1, 2], help='the stage after which the league ends (default: 2)')
     given = parser.parse_args()
     unknown = [name for name in given.names if name not in experiments]
     if unknown: parser.error(f'unknown experiment {unknown[0]}: choose from {", ".join(experiments)}')
     torch.set_num_threads(given.threads)
     fastprogress.NO_BAR = not sys.stdout.isatty()
-    for name in given.names or experiments: experiments[name](given.seeds or default_seeds.get(name, 3))
+    for name in given.names or experiments:
+        if name == 'league': league(given.jobs, given.until)
+        else: experiments[name](given.seeds or default_seeds.get(name, 3))
