@@ -78,9 +78,7 @@ left_out['adult'] = {method: why for method, why in left_out['diabetes'].items()
 
 # Photographs of clothes
 
-def photos_learner(): return photos_training(30, 3)
-
-def photos_training(n, passes):
+def photos_learner(n=30, passes=3):
     "Photographs at 48×48, `n` per class, drawn anew for each seed; crops and flips"
     chosen, (test, classes) = per_class(*photos('train'), n, torch.initial_seed()), photos('validation', 'test')
     dls = loaders(chosen, (test[::3], classes[::3]), augment=crop_and_flip, passes=passes)
@@ -107,11 +105,11 @@ def fashions():
     (images, classes), _ = split(*fashion('train'), 58000)
     return images, classes, fashion('t10k')
 
-def wrong_learner():
+def wrong_learner(n=2000):
     "2,000 images, the same for each seed, of which 20 % have a wrong label, drawn anew for each seed"
     images, classes, (test, right) = fashions()
     wrong = torch.from_numpy(wrong_labels(classes, .2, torch.initial_seed(), 10))
-    return Learner(loaders((images, wrong), (test[::10], right[::10])), mlp(), loss_func=nn.CrossEntropyLoss(), opt_func=Adam, metrics=accuracy)
+    return Learner(loaders((images[:n], wrong[:n]), (test[::10], right[::10])), mlp(), loss_func=nn.CrossEntropyLoss(), opt_func=Adam, metrics=accuracy)
 
 def wrong_fit(learn): learn.fit(40, 1e-3)
 

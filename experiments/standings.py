@@ -1,0 +1,98 @@
+"The league's stored results, as its page shows them. It reads what is stored, and needs no data"
+import pandas as pd
+from league import arms, chosen_from, in_any_case, left_out, metrics, named, read_together
+from matplotlib import pyplot as plt
+
+from experiments.results import load, percent, points, score
+from fastmix.compare.results import Comparison
+
+titles = dict(photos='few photographs', wrong='wrong labels', masks='masks of pets', diabetes='diabetes', adult='adult')
+looks = dict(zip(titles, [('tab:blue', 'o'), ('tab:orange', 's'), ('tab:green', '^'), ('tab:purple', 'D'), ('tab:red', 'v')])) # Colour and mark
+
+
+def stage(data, n):
+    "The runs of stage 1 or 2; a table has one stage"
+    return load(f'league-{data}' + '-new'*(n == 2))
+
+
+def judges(data):
+    "The runs that judge: those of stage 2, and the tables' only ones"
+    return stage(data, 2 if data in chosen_from else 1)
+
+
+def against(results, arm):
+    "The same runs with another arm first, which all the others are then compared with"
+    first = results.runs.arm == arm
+    return Comparison(pd.concat([results.runs[first], results.runs[~first]]), results.curves, results.settings, results.made_of, results.looks)
+
+
+def gain(results, data, arm): return score(results, metrics[data], arm, read_together)
+
+
+def gains(data):
+    "`{arm: (gain, is it judged?)}`: of stage 2 where the arm is there, of stage 1 otherwise, with the interval of that stage alone"
+    first, last = stage(data, 1), judges(data)
+    judged = {*last.runs.arm}
+    return {arm: (gain(last if arm in judged else first, data, arm), arm in judged) for arm in arms[data] if arm != 'none'}
+
+
+def cost(data):
+    "Processor time of each arm's training as a multiple of that without mixing, the median over all seeds of stage 1"
+    seconds = stage(data, 1).finished.groupby('arm').cpu_seconds.median()
+    return (seconds/seconds['none']).drop('none')
+
+
+def methods():
+    "All methods in the order of the page: those for images by their mean gain over the data sets of images, then those for tables alone"
+    means = pd.DataFrame({data: {arm: row['difference'] for arm, (row, _) in gains(data).items()} for data in arms})
+    return [*means[[*chosen_from]].mean(axis=1).dropna().sort_values(ascending=False).index, *means.index[means[[*chosen_from]].isna().all(axis=1)]]
+
+
+def picture():
+    "The gain of each method on each data set that it is for, with its interval, and beside it what its training costs"
+    rows, heights = methods(), dict(zip(titles, [-.3, -.15, 0, .15, .3]))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(5.6, .46*len(rows) + 1.6), width_ratios=[3, 1], sharey=True, layout='constrained')
+    for data, title in titles.items():
+        (colour, mark), costs = looks[data], cost(data)
+        for arm, (row, judged) in gains(data).items():
+            y = rows.index(arm) + heights[data]
+            left.plot([100*row['ci_low'], 100*row['ci_high']], [y, y], color=colour, linewidth=1.8 if judged else .8)
+            left.plot(100*row['difference'], y, mark, markersize=5, color=colour, markerfacecolor=colour if judged else 'white')
+        right.plot(costs, [rows.index(arm) + heights[data] for arm in costs.index], mark, markersize=4, color=colour, label=title)
+    for ax, at in ((left, 0), (right, 1)):
+        ax.axvline(at, color='grey', linewidth=1)
+        ax.set_yticks(range(len(rows)), rows)
+        ax.tick_params(axis='y', length=0, labelsize=10)
+        ax.spines[['top', 'right']].set_visible(False)
+        for y in range(1, len(rows), 2): ax.axhspan(y - .5, y + .5, color='grey', alpha=.1, linewidth=0)
+    left.set_ylim(len(rows) - .5, -.5)
+    left.set_xlabel('points above none')
+    right.set_xlabel('time, of none')
+    marks, names = right.get_legend_handles_labels()
+    figure.legend(marks, names, loc='outside upper center', ncols=3, frameon=False, columnspacing=1, handletextpad=.1)
+    return left, right
+
+
+def told(row):
+    "A gain with its interval, and the verdict where there is one"
+    return points(row) + (f" {row['verdict']}" if row['verdict'] in ('better', 'worse') else '')
+
+
+def table(n):
+    "What each method gains in stage 1 or 2, in points with the interval, a column per data set; the first line is none itself"
+    columns = {}
+    for data in titles if n == 1 else chosen_from:
+        results = stage(data, n)
+        columns[titles[data]] = {'none, %': percent(gain(results, data, 'none')['mean'])} | {
+            arm: told(gain(results, data, arm)) for arm in dict.fromkeys(results.runs.arm) if arm != 'none'}
+    return pd.DataFrame(columns).fillna('').loc[lambda t: [row for row in ['none, %', *methods()] if row in t.index]].rename_axis('method')
+
+
+def against_cutmix(data):
+    "What each arm of stage 2 gains over CutMix, where there is one"
+    results = against(stage(data, 2), 'CutMix')
+    return {arm: score(results, metrics[data], arm, read_together) for arm in dict.fromkeys(results.runs.arm) if arm != 'CutMix'}
+
+
+__all__ = ['against', 'against_cutmix', 'arms', 'chosen_from', 'cost', 'gain', 'gains', 'in_any_case', 'judges', 'left_out', 'load', 'methods', 'metrics', 'named',
+           'pd', 'percent', 'picture', 'plt', 'points', 'read_together', 'score', 'stage', 'table', 'titles', 'told']
