@@ -48,29 +48,36 @@ def methods():
     return [*means[[*chosen_from]].mean(axis=1).dropna().sort_values(ascending=False).index, *means.index[means[[*chosen_from]].isna().all(axis=1)]]
 
 
+def costs():
+    "The least and the most that a method's training costs on the data sets that it is for"
+    table = pd.DataFrame({data: cost(data) for data in arms}).loc[methods()]
+    return pd.DataFrame({'least': table.min(axis=1), 'most': table.max(axis=1)})
+
+
 def picture():
     "The gain of each method on each data set that it is for, with its interval, and beside it what its training costs"
     rows, heights = methods(), dict(zip(titles, [-.3, -.15, 0, .15, .3]))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(5.6, .46*len(rows) + 1.6), width_ratios=[3, 1], sharey=True, layout='constrained')
+    figure, ax = plt.subplots(figsize=(5.4, .46*len(rows) + 1.6), layout='constrained')
+    for y in range(1, len(rows), 2): ax.axhspan(y - .5, y + .5, color='grey', alpha=.1, linewidth=0)
+    ax.axvline(0, color='grey', linewidth=1)
     for data, title in titles.items():
-        (colour, mark), costs = looks[data], cost(data)
+        (colour, mark), label = looks[data], title
         for arm, (row, judged) in gains(data).items():
             y = rows.index(arm) + heights[data]
-            left.plot([100*row['ci_low'], 100*row['ci_high']], [y, y], color=colour, linewidth=1.8 if judged else .8)
-            left.plot(100*row['difference'], y, mark, markersize=5, color=colour, markerfacecolor=colour if judged else 'white')
-        right.plot(costs, [rows.index(arm) + heights[data] for arm in costs.index], mark, markersize=4, color=colour, label=title)
-    for ax, at in ((left, 0), (right, 1)):
-        ax.axvline(at, color='grey', linewidth=1)
-        ax.set_yticks(range(len(rows)), rows)
-        ax.tick_params(axis='y', length=0, labelsize=10)
-        ax.spines[['top', 'right']].set_visible(False)
-        for y in range(1, len(rows), 2): ax.axhspan(y - .5, y + .5, color='grey', alpha=.1, linewidth=0)
-    left.set_ylim(len(rows) - .5, -.5)
-    left.set_xlabel('points above none')
-    right.set_xlabel('time, of none')
-    marks, names = right.get_legend_handles_labels()
-    figure.legend(marks, names, loc='outside upper center', ncols=3, frameon=False, columnspacing=1, handletextpad=.1)
-    return left, right
+            ax.plot([100*row['ci_low'], 100*row['ci_high']], [y, y], color=colour, linewidth=1.8 if judged else .8)
+            ax.plot(100*row['difference'], y, mark, markersize=5.5, color=colour, markerfacecolor=colour if judged else 'white', label=label if judged else '')
+            if judged: label = ''
+    for y, (least, most) in enumerate(costs().to_numpy()):
+        ax.annotate(f'{least:.1f}–{most:.1f}' if f'{least:.1f}' != f'{most:.1f}' else f'{most:.1f}', (1.02, y), xycoords=('axes fraction', 'data'), va='center', fontsize=11)
+    ax.annotate('time', (1.02, -.75), xycoords=('axes fraction', 'data'), fontsize=11)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.tick_params(axis='y', length=0)
+    ax.tick_params(labelsize=11)
+    ax.spines[['top', 'right', 'left']].set_visible(False)
+    ax.set_ylim(len(rows) - .5, -.5)
+    ax.set_xlabel('points above none', fontsize=11)
+    figure.legend(loc='outside upper center', ncols=3, frameon=False, columnspacing=1, handletextpad=.1, fontsize=11)
+    return ax
 
 
 def told(row):
@@ -94,5 +101,5 @@ def against_cutmix(data):
     return {arm: score(results, metrics[data], arm, read_together) for arm in dict.fromkeys(results.runs.arm) if arm != 'CutMix'}
 
 
-__all__ = ['against', 'against_cutmix', 'arms', 'chosen_from', 'cost', 'gain', 'gains', 'in_any_case', 'judges', 'left_out', 'load', 'methods', 'metrics', 'named',
+__all__ = ['against', 'against_cutmix', 'arms', 'chosen_from', 'cost', 'costs', 'gain', 'gains', 'in_any_case', 'judges', 'left_out', 'load', 'methods', 'metrics', 'named',
            'pd', 'percent', 'picture', 'plt', 'points', 'read_together', 'score', 'stage', 'table', 'titles', 'told']

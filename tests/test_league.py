@@ -2,7 +2,6 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -85,8 +84,8 @@ def test_the_page_needs_no_data(monkeypatch):
     monkeypatch.delenv('FASTMIX_DATA', raising=False)
     import standings
     assert [*standings.table(1).columns] == [*standings.titles.values()] and len(standings.table(2).columns) == len(league.chosen_from)
-    left, _ = standings.picture()
-    assert [label.get_text() for label in left.get_yticklabels()] == standings.methods()
+    ax = standings.picture()
+    assert [label.get_text() for label in ax.get_yticklabels()] == standings.methods()
     standings.plt.close()
 
 
