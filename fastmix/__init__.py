@@ -1,6 +1,6 @@
 """MixUp, CutMix and their kin as one callback for any fastai Learner
 
-fastmix trains a fastai `Learner` on **mixed samples**: put `MixUp()` or `CutMix()` into `cbs`, and the inputs are rewritten before the forward pass, the loss is weighted accordingly, and validation stays clean. Any loss works, and every kind of target that can be mixed; class numbers can't be, so for those the loss is weighted. Stop with Ctrl-C, and your own loss is back in the learner. And you see what your network saw.
+fastmix trains a fastai `Learner` on **mixed samples**. Put `MixUp()` or `CutMix()` into `cbs`, and each training batch is mixed before the forward pass, inputs and targets alike. Class numbers can't be mixed, so for those the loss is weighted instead. Validation stays clean. Any loss function works. Stop with Ctrl-C, and your learner has its own loss back. And you can look at what your network saw.
 
 Modules:
 
