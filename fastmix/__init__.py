@@ -4,10 +4,11 @@ fastmix trains a fastai `Learner` on **mixed samples**. Put `MixUp()` or `CutMix
 
 Modules:
 
+- `fastmix.batch`: What a method of mixing sees of a batch, and how its inputs and targets are mixed
 - `fastmix.compare.cli`: One command that trains with and without mixing, and shows what came of it
 - `fastmix.compare.run`: Does mixing help on your data? Train with and without it, paired by seed, and see
-- `fastmix.data`: Labelled images for a comparison: handwritten digits at once, or a folder of photographs
-- `fastmix.loss`: What a mixed sample should be called, for any loss function
+- `fastmix.data`: Images for a comparison: handwritten digits without a download, or your folder of photographs
+- `fastmix.loss`: The loss of a mixed sample, for any loss function
 - `fastmix.methods.augmix`: Asks for the same prediction for an image and two augmented views of it. Nothing is mixed between samples
 - `fastmix.methods.cmixup`: MixUp for regression: a sample's partner is likelier the nearer their targets are
 - `fastmix.methods.copypaste`: For segmentation: pastes what belongs to some of the partner's classes, image and mask alike
@@ -27,7 +28,7 @@ Modules:
 - `fastmix.methods.specmix`: Trains on spectrograms with bands of frequency and of time from another, and asks for both labels by their share of the cells
 - `fastmix.methods.tabularswap`: Trains on rows of a table in which some columns are another row's: swap noise, and CutMix for tables
 - `fastmix.methods.transmix`: Pastes regions as CutMix does, and lets a vision transformer say how much each label counts: by what its class token attends to
-- `fastmix.metric`: What a metric means while the samples are mixed
+- `fastmix.metric`: What a metric means when the samples are mixed
 - `fastmix.mix`: What a mixed sample is made of: a weighted average, a pasted region, or a weight for each place
 - `fastmix.mixer`: One callback in `cbs`, and a `Learner` trains on mixed samples
 - `fastmix.show`: Pictures of a mixed batch, as it would be trained on next; of one pair under several mixers; and of what alpha does"""
