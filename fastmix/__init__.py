@@ -5,7 +5,7 @@ fastmix trains a fastai `Learner` on **mixed samples**. Put `MixUp()` or `CutMix
 Modules:
 
 - `fastmix.batch`: What a method of mixing sees of a batch, and how its inputs and targets are mixed
-- `fastmix.compare.cli`: One command that trains with and without mixing, and shows what came of it
+- `fastmix.compare.cli`: One command that trains with and without mixing, and reports the results
 - `fastmix.compare.run`: Does mixing help on your data? Train with and without it, paired by seed, and see
 - `fastmix.data`: Images for a comparison: handwritten digits without a download, or your folder of photographs
 - `fastmix.loss`: The loss of a mixed sample, for any loss function
