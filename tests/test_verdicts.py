@@ -148,8 +148,8 @@ def test_the_first_sentence():
 
 
 @pytest.mark.parametrize('metric, curve, said', [
-    ('accuracy', [.5, .9, .8], 'What counts is the last epoch; A was at its best in epoch 2, 90.0 % on average, and ended at 80.0 %.'),
-    ('mse', [.5, .2, .3], 'What counts is the last epoch; A was at its best in epoch 2, 0.2000 on average, and ended at 0.3000.'),
+    ('accuracy', [.5, .9, .8], 'What counts is the last epoch; the arm A was at its best in epoch 2, 90.0 % on average, and ended at 80.0 %.'),
+    ('mse', [.5, .2, .3], 'What counts is the last epoch; the arm A was at its best in epoch 2, 0.2000 on average, and ended at 0.3000.'),
     ('accuracy', [.5, .9, .89], ''), ('mse', [.5, .4, .2], '')])
 def test_an_earlier_epoch_that_was_better_is_told(metric, curve, said):
     "Of the runs that finished"

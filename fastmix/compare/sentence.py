@@ -125,7 +125,7 @@ def best_before(self:Comparison, metric, higher_is_better=None):
         best, last = curve[epoch], curve.iloc[-1]
         if abs(best - last) > .05*abs(last):
             best, last = (told(value, percent, digits=1) + ' %'*percent for value in (best, last))
-            return f'What counts is the last epoch; {arm} was at its best in epoch {epoch}, {best} on average, and ended at {last}.'
+            return f'What counts is the last epoch; the arm {arm} was at its best in epoch {epoch}, {best} on average, and ended at {last}.'
     return ''
 
 # %% ../../nbs/compare/sentence.ipynb #8df7291d
