@@ -45,6 +45,9 @@ def check_numbers(settings):
         raise Mistake(f'--seed must be below 2**32, with those that follow it, got {seed}')
     if not 0 < lr < math.inf: raise Mistake(f'--lr must be a positive number, got {lr}')
 
+def check_margin(margin):
+    if margin is not None and not 0 < margin < 1: raise Mistake(f'--margin must be between 0 and 1, got {margin}')
+
 # %% ../../nbs/compare/cli.ipynb #b0d56485
 def complete(data, **settings):
     "The settings with defaults filled in, ready to be written as JSON; a `Mistake` names one that can't be used"
@@ -83,6 +86,7 @@ def run(
     wrong_labels:float=None, # Share of them that get a wrong label (default: 0.4 for digits, else 0)
     test:bool=False, # Judge on the images of the test split, which are left alone otherwise
     jobs:int=None, # Runs at once (default: one per GPU; without a GPU, one per core for a small network, else 1)
+    margin:float=None, # A difference of accuracy that doesn't matter, such as 0.005: tells "no worse" and "no better", too
     verbose:bool=False, # Progress bars, and a line per epoch; only with --jobs 1
     force:bool=False, # Begin anew: results in the folder are set aside
     retry:bool=False, # Try runs again whose loss became NaN; those that failed otherwise are tried again in any case
@@ -90,10 +94,11 @@ def run(
     "Train the same network on the same images with and without mixing, and compare."
     settings = complete(data, mixes=mixes, arch=arch, epochs=epochs, size=size, bs=bs, lr=lr, seed=seed, seeds=seeds,
                         test=test, pretrained=pretrained, labels_per_class=labels_per_class, wrong_labels=wrong_labels)
+    check_margin(margin)
     if jobs is not None and jobs < 1: raise Mistake(f'--jobs must be at least 1, got {jobs}')
     with started_early(settings, jobs, has_results=(out/'results.csv').exists() and not force) as processes:
         from fastmix.compare.images import carry_out
-        return carry_out(settings, out, force, verbose, retry, processes or jobs)
+        return carry_out(settings, out, force, verbose, retry, processes or jobs, margin)
 
 # %% ../../nbs/compare/cli.ipynb #e87616be
 def show(
@@ -130,8 +135,9 @@ def parse(argv):
     if folder is None: return function, options
 
     def report():
+        check_margin(options['margin'])
         from fastmix.compare.images import report_on
-        report_on(folder)
+        report_on(folder, options['margin'])
     return report, {}
 
 # %% ../../nbs/compare/cli.ipynb #4bb999a3

@@ -62,7 +62,7 @@ def what_next(self:Comparison, metric, higher_is_better=None, margin=None):
     def shown(size): return f'{100*size:.3g} points'.replace('1 points', 'one point') if percent else f'a difference of {size:g}'
     for size, more in self.short_of(metric, higher_is_better, margin).items():
         if math.isnan(more): parts.append(f'{shown(size)} would take more than 200')
-        elif parts: parts.append(f'{shown(size)} would take {more}')
+        elif parts: parts.append(f'and {more} more would show {shown(size)}')
         else: parts.append(f'with this spread, {counted(more, "more seed")} would show {shown(size)}')
     return ', '.join(parts)
 
@@ -95,27 +95,48 @@ def how_sure(self:Comparison):
     "By which rule the intervals were made"
     n, arms = self.finished.seed.nunique(), self.tried
     looks = [look for look in self.looks if 3 <= look < n]
-    among = f'counts all {arms} arms together (Dunnett)' if arms > 1 else 'is for one arm'
-    when = f"counts the looks at {listed([*map(str, looks)])} seeds" if looks else 'keeps a part for later looks'
-    spread = ' The arms share their spread; one that scatters more has its own.' if arms > 1 else ''
-    return f'If mixing did nothing, at most 5 of 100 such comparisons would say better or worse: that {among}, and {when}.{spread}'
+    among = f', all {arms} arms counted together (Dunnett)' if arms > 1 else ''
+    when = f'; the looks at {listed([*map(str, looks)])} seeds are counted' if looks else ''
+    spread = ' The intervals come from the scatter of all arms together; an arm that scatters more has a wider one.' if arms > 1 else ''
+    return ('In brackets are 95 % intervals: if mixing did nothing, at most 5 of 100 such comparisons would say better or '
+            f'worse{among}. You may add seeds, and look again{when}.{spread}')
 
 @patch
 def measured_on(self:Comparison, metric):
     "That all runs were validated on the same samples, and what one of them is worth"
     sizes = {text.split(' samples')[0].split(' + ')[-1] for text in self.runs.get('data', []) if ' samples' in text}
     n = sizes.pop() if len(sizes) == 1 else ''
-    if not n.isdigit(): return 'All runs are validated on the same samples: what others would say, the seeds cannot tell.'
-    worth = f', one of which is worth {100/int(n):.2g} points' if self.in_percent(metric) else ''
-    return f'All runs are validated on the same {n} samples{worth}: what others would say, the seeds cannot tell.'
+    if not n.isdigit(): n = ''
+    worth = f', one of which is worth {100/int(n):.2g} points' if n and self.in_percent(metric) else ''
+    return (f'All runs are validated on the same {n and n + " "}samples{worth}: the intervals are about the luck of the '
+            'seeds, not about that of these samples.')
+
+# %% ../../nbs/compare/sentence.ipynb #245c0059
+@patch
+def best_before(self:Comparison, metric, higher_is_better=None):
+    "A sentence on the first arm that was better by a twentieth in an earlier epoch than at the end"
+    metric, higher_is_better = self.judged_by(metric, higher_is_better)
+    if metric not in self.curves: return ''
+    curves, percent = self.finished[['arm', 'seed']].merge(self.curves), self.in_percent(metric)
+    means = curves.pivot_table(index='epoch', columns='arm', values=metric)
+    for arm in [arm for arm in dict.fromkeys(self.runs.arm) if arm in means]:
+        curve = means[arm].dropna()
+        epoch = curve.idxmax() if higher_is_better else curve.idxmin()
+        best, last = curve[epoch], curve.iloc[-1]
+        if abs(best - last) > .05*abs(last):
+            best, last = (told(value, percent, digits=1) + ' %'*percent for value in (best, last))
+            return f'What counts is the last epoch; the arm {arm} was at its best in epoch {epoch}, {best} on average, and ended at {last}.'
+    return ''
 
 # %% ../../nbs/compare/sentence.ipynb #8df7291d
 @patch
 def fine_print(self:Comparison,
     metric:str=None, # That decides. `None`: the first metric, or else the validation loss
+    higher_is_better:bool=None, # `None`: by the name
 ) -> str:
-    "What stands beside the verdicts: by which rule, and measured on what"
-    return f'{self.how_sure()} {self.measured_on(self.judged_by(metric)[0])}'
+    "What stands beside the verdicts: by which rule, measured on what, and when"
+    metric, higher_is_better = self.judged_by(metric, higher_is_better)
+    return ' '.join(filter(None, [self.how_sure(), self.measured_on(metric), self.best_before(metric, higher_is_better)]))
 
 # %% ../../nbs/compare/sentence.ipynb #1eae4a21
 def note_look(comparison, missing):

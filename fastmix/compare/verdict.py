@@ -84,7 +84,8 @@ def judge(
     margin:float=None, # The difference that doesn't matter. `None`: only better and worse are told
     **kwargs, # `looks`, `tried` and `among` of `intervals`
 ) -> list: # For each arm `difference`, `ci_low`, `ci_high` (NaN where there's no interval) and `verdict`
-    "The intervals of the arms, and what they tell in words"
+    "The intervals of the arms, and what they tell in words. Raises a `ValueError` for a `margin` that's not positive"
+    if margin is not None and not margin > 0: raise ValueError(f'`margin` must be a positive number; got {margin!r}')
     rows, differences = [], np.atleast_2d(np.asarray(differences, float))
     for d, mean, reach in zip(differences, *intervals(differences, **kwargs)):
         row = dict(difference=float(mean), ci_low=float(mean - reach), ci_high=float(mean + reach))
