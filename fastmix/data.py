@@ -40,14 +40,14 @@ class InputError(ValueError):
 @dataclass
 class LabelledImages:
     "Images with their classes, split into a part to train on and a part to validate on"
-    train: list # `(image, class)` pairs; an image is the `Path` of a file, or a uint8 array, `(h, w)` in grey or `(h, w, 3)` in colour
-    valid: list # `(image, class)` pairs
-    n_test: int = 0 # images of a given test split, which nothing here looks at
-    left_out: dict = field(default_factory=dict) # classes with too few images: `{class: images}`
-    skipped: dict = field(default_factory=dict) # files that cannot be used: `{path: reason}`
+    train:list # `(image, class)` pairs; an image is the `Path` of a file, or a uint8 array, `(h, w)` in grey or `(h, w, 3)` in colour
+    valid:list # `(image, class)` pairs
+    n_test:int=0 # Images of a given test split, which nothing here looks at
+    left_out:dict=field(default_factory=dict) # Classes with too few images: `{class: images}`
+    skipped:dict=field(default_factory=dict) # Files that cannot be used: `{path: reason}`
 
     @property
-    def classes(self) -> list: # sorted names
+    def classes(self) -> list: # Sorted names
         "The classes that are trained on"
         return sorted({label for _, label in self.train})
 
@@ -58,10 +58,10 @@ class LabelledImages:
 
 # %% ../nbs/08_data.ipynb #1493fb34
 def stratified_split(
-    pairs: list, # `(image, class)` pairs
-    valid_pct: float = 0.2, # share of every class to validate on, in (0, 1)
-    seed: int = 42, # the same seed gives the same split
-) -> tuple: # the pairs to train on, the pairs to validate on
+    pairs:list, # `(image, class)` pairs
+    valid_pct:float=.2, # Share of every class to validate on, in (0, 1)
+    seed:int=42, # The same seed gives the same split
+) -> tuple: # The pairs to train on, the pairs to validate on
     "Hold out `valid_pct` of every class, at least one image of each"
     rng, classes = np.random.default_rng(seed), defaultdict(list)
     for pair in pairs: classes[pair[1]].append(pair)
@@ -75,7 +75,7 @@ def stratified_split(
 
 # %% ../nbs/08_data.ipynb #b2bc7c77
 def digit_images(
-    seed: int = 42, # of the split
+    seed:int=42, # Seed of the split
 ) -> LabelledImages:
     "The handwritten digits of scikit-learn: 1,797 grey images of 8×8 pixels, ten classes"
     digits = load_digits()
@@ -85,8 +85,8 @@ def digit_images(
 
 # %% ../nbs/08_data.ipynb #4b5df647
 def class_of(
-    path: Path, # relative to the folder that holds the classes
-) -> str: # or None for a flat file without a number
+    path:Path, # Relative to the folder that holds the classes
+) -> str: # Or None for a flat file without a number
     "The first folder of `path`, or else the file's name before the last underscore and number"
     if len(path.parts) > 1: return path.parts[0]
     match = re.fullmatch(r'(.+)_\d+', path.stem)
@@ -96,7 +96,7 @@ def class_of(
 _split_names = dict(train='train', valid='valid', validation='valid', val='valid', test='test')
 
 def find_splits(
-    paths: list, # of the images, relative to the folder
+    paths:list, # Of the images, relative to the folder
 ) -> dict: # `{name of a folder: 'train', 'valid' or 'test'}`
     "Which top folders are splits and not classes"
     tops = {path.parts[0] for path in paths if len(path.parts) > 1}
@@ -118,7 +118,7 @@ def image_files(folder):
 _layouts = 'expected one folder per class, or files such as beagle_12.jpg'
 
 def read_folder(
-    folder: Path, # with one folder per class or with files such as `beagle_12.jpg`; with a split or without
+    folder:Path, # With one folder per class or with files such as `beagle_12.jpg`; with a split or without
 ) -> tuple: # `{'train', 'valid', 'test': pairs of path and class}`, `{path: reason}` of the files that were skipped
     "The images below `folder` and their classes; `InputError` where there is no folder or no image"
     folder = Path(folder)
@@ -146,8 +146,8 @@ def check_classes(folder, labels):
 
 # %% ../nbs/08_data.ipynb #89ce69b4
 def fault_of(
-    path: Path, # of an image
-) -> str: # for example `unreadable`; empty where there is none
+    path:Path, # Of an image
+) -> str: # For example `unreadable`; empty where there is none
     "Why an image cannot be used"
     if not verify_image(path): return 'unreadable'
     with Image.open(path) as image: deep = image.mode[0] in 'IF' # which become all white or black as 8 bits
@@ -156,10 +156,10 @@ def fault_of(
 
 # %% ../nbs/08_data.ipynb #5c1d09b0
 def folder_images(
-    folder: Path, # as `read_folder` takes it
-    seed: int = 42, # of the split where none is given
-    min_images: int = 5, # classes with fewer images to train on are left out
-    test: bool = False, # Validate on the test split, and leave the validation split alone?
+    folder:Path, # As `read_folder` takes it
+    seed:int=42, # Of the split where none is given
+    min_images:int=5, # Classes with fewer images to train on are left out
+    test:bool=False, # Validate on the test split, and leave the validation split alone?
 ) -> LabelledImages:
     "The usable images below `folder`; `InputError` where there are none, or fewer than two classes"
     pairs, skipped = read_folder(folder)
@@ -183,9 +183,9 @@ def folder_images(
 
 # %% ../nbs/08_data.ipynb #faa9a710
 def get_images(
-    data: str, # digits, pets, or a folder
-    seed: int = 42, # of the split where none is given
-    test: bool = False, # Validate on the given test split?
+    data:str, # `'digits'`, `'pets'`, or a folder
+    seed:int=42, # Of the split where none is given
+    test:bool=False, # Validate on the given test split?
 ) -> LabelledImages:
     "`digit_images`, the Oxford-IIIT Pets through fastai's `untar_data`, or `folder_images`"
     if data == 'digits' and test: raise InputError('the digits have no test split')
@@ -198,8 +198,8 @@ def get_images(
 # %% ../nbs/08_data.ipynb #9db1f186
 def few_per_class(
     labels, # The label of each image, `(n,)`
-    n: int, # How many images of each class to keep, 1 or more; of a class with fewer, all
-    seed: int = 42, # Another seed keeps others
+    n:int, # How many images of each class to keep, 1 or more; of a class with fewer, all
+    seed:int=42, # Another seed keeps others
 ) -> np.ndarray: # Indices of the images to keep, class by class
     "Choose the first `n` images of every class, in an order that `seed` shuffles"
     labels = np.asarray(labels)
@@ -209,9 +209,9 @@ def few_per_class(
 # %% ../nbs/08_data.ipynb #a6d87ae6
 def wrong_labels(
     labels, # Class numbers, `(n,)`
-    share: float, # How many become wrong, in [0, 1]
-    seed: int = 42, # Another seed chooses others
-    n_classes: int | None = None, # How many classes there are. `None`: as many as the labels say
+    share:float, # How many become wrong, in [0, 1]
+    seed:int=42, # Another seed chooses others
+    n_classes:int|None=None, # How many classes there are. `None`: as many as the labels say
 ) -> np.ndarray: # `(n,)`: class numbers, `share` of them each replaced by one of the others
     "Replace some of the labels, each by another class, all of those equally likely"
     rng, wrong = np.random.default_rng(seed), np.array(labels)
@@ -222,10 +222,10 @@ def wrong_labels(
 
 # %% ../nbs/08_data.ipynb #e2137bf3
 @patch
-def with_labels(self: LabelledImages,
-    per_class: int | None = None, # How many images of each class to train on. `None`: all there are
-    wrong: float = 0., # Share of them whose label is wrong, in [0, 1]
-    seed: int = 42, # Another seed chooses others
+def with_labels(self:LabelledImages,
+    per_class:int|None=None, # How many images of each class to train on. `None`: all there are
+    wrong:float=0., # Share of them whose label is wrong, in [0, 1]
+    seed:int=42, # Another seed chooses others
 ) -> LabelledImages:
     "The same images to validate on, and fewer, or with wrong labels, to train on"
     pairs, classes = self.train, self.classes
@@ -260,10 +260,10 @@ def flip_items():
 
 # %% ../nbs/08_data.ipynb #0fa2cbb9
 def image_dls(
-    images: LabelledImages,
-    size: int, # side of the square images in pixels
-    bs: int = 64, # images per batch; at most those there are to train on
-    flip: bool | None = None, # Mirror half of the images while training? `None`: those in colour
+    images:LabelledImages,
+    size:int, # Side of the square images in pixels
+    bs:int=64, # Images per batch; at most those there are to train on
+    flip:bool|None=None, # Mirror half of the images while training? `None`: those in colour
 ) -> DataLoaders:
     "fastai `DataLoaders` of normalised square images. Raises an `InputError` for arrays that are not pictures"
     pairs, grey = images.train + images.valid, images.n_channels == 1
@@ -283,8 +283,8 @@ def image_dls(
 
 # %% ../nbs/08_data.ipynb #981e3dd7
 def small_cnn(
-    n_in: int, # channels of the images
-    n_out: int, # classes
+    n_in:int, # Channels of the images
+    n_out:int, # Classes
 ) -> nn.Sequential:
     "Three convolutions with batch normalisation, halving the image twice, then dropout and a linear layer"
     body = nn.Sequential(ConvLayer(n_in, 32), ConvLayer(32, 64, stride=2), ConvLayer(64, 128, stride=2))
