@@ -62,8 +62,9 @@ def started_early(settings, jobs, has_results):
     n_runs, has_gpu = len(settings['mixes'])*settings['seeds'], shutil.which('nvidia-smi')
     n = min(n_runs, cores() if jobs is None else jobs)
     if settings['arch'] != 'small' or n < 2 or has_gpu or has_results: return nullcontext()
-    modules = ['fastmix.compare.images']
-    return Processes(n, modules, context=copying(modules)).start()
+    context = copying(modules := ['fastmix.compare.images'])
+    processes = Processes(n, modules, context=context)
+    return processes if context else processes.start()
 
 # %% ../../nbs/compare/cli.ipynb #88019eb0
 def run(

@@ -79,8 +79,10 @@ def copying(modules):
     "How to start processes as copies of one that has imported `modules`, or `None` where that can't be"
     script = getattr(sys.modules['__main__'], '__file__', None) or ''
     if sys.platform != 'linux' or os.path.basename(script) not in ('fastmix', '__main__.py'): return None
+    from multiprocessing import forkserver
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([*modules])
+    with deaf(): forkserver.ensure_running() # It imports while we go on
     return context
 
 # %% ../../nbs/compare/worker.ipynb #b284441f

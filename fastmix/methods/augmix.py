@@ -17,7 +17,6 @@ from fastai.callback.core import Callback
 from fastai.data.transforms import Normalize
 from fastcore.basics import patch, store_attr
 from torch import Tensor
-from torchvision.transforms import v2
 
 from ..batch import plain, retype
 from ..draw import mix_rng
@@ -49,6 +48,7 @@ class AugMix(Callback):
         check_number('severity', severity, 1, 10)
         check_seed(seed)
         store_attr()
+        from torchvision.transforms import v2 # Here, as it takes a second to import
         self.operations = v2.AugMix(severity, all_ops=False)
 
     def start(self):
