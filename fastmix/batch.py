@@ -292,6 +292,7 @@ def under(self:Targets, mix, given):
     "`given` as the loss should see it; for each tensor in it its fate, and its source; and is one a stranger?"
     found = [self.find(t, i) for i, t in enumerate(tensors(given))]
     kinds, sources = self.kinds_of(mix, found)
+    if all(kind in weighed for kind in kinds): return tuple(given), kinds, sources, False # Nearly always
     fate = iter(zip(kinds, sources))
     return nested(lambda t: become(mix, t, *next(fate)), tuple(given)), kinds, sources, None in found
 

@@ -136,10 +136,7 @@ def __repr__(self:Mix): return f"{type(self).__name__}(n={self.n}, lam={np.round
 # %% ../nbs/00_mix.ipynb #5c41635f
 def all_rows(share):
     "The shares of sample and partner, where only the own one is known"
-    if share.ndim == 2: return share
-    if not share.is_cpu: return torch.stack([share, 1-share])
-    own = share.numpy() # For a few numbers NumPy is faster
-    return torch.from_numpy(np.array([own, 1-own]))
+    return share if share.ndim == 2 else torch.stack([share, 1-share])
 
 # %% ../nbs/00_mix.ipynb #cf5884c1
 @patch(as_prop=True)
