@@ -816,6 +816,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'fastmix.mix.all_rows': ('mix.html#all_rows', 'fastmix/mix.py'),
                              'fastmix.mix.as_array': ('mix.html#as_array', 'fastmix/mix.py'),
                              'fastmix.mix.as_bits': ('mix.html#as_bits', 'fastmix/mix.py'),
+                             'fastmix.mix.average': ('mix.html#average', 'fastmix/mix.py'),
                              'fastmix.mix.by_numpy': ('mix.html#by_numpy', 'fastmix/mix.py'),
                              'fastmix.mix.cached_rotation': ('mix.html#cached_rotation', 'fastmix/mix.py'),
                              'fastmix.mix.cells': ('mix.html#cells', 'fastmix/mix.py'),

@@ -405,6 +405,8 @@ def is_soft(self:Mix, size):
 # %% ../nbs/00_mix.ipynb #20b20d03
 def where(own, partner, keep, out=None): return torch.where(keep, own, partner, out=out)
 
+def average(own, partner, weight, out=None): return torch.lerp(partner, own, weight, out=out)
+
 # %% ../nbs/00_mix.ipynb #137c0029
 @patch
 def __call__(self:Mask,
@@ -417,7 +419,7 @@ def __call__(self:Mask,
     if own.dtype is torch.bool: return self.by_pairs(where, t, source, own)
     if not is_floating(t):
         raise TypeError(f"a floating mask averages, and a tensor of {t.dtype} has nothing in between")
-    return self.by_pairs(torch.lerp, t, source, (1 - own).to(t.dtype))
+    return self.by_pairs(average, t, source, own.to(t.dtype))
 
 # %% ../nbs/00_mix.ipynb #51db870b
 def cells_inside(bounds, size, arange):
