@@ -116,15 +116,15 @@ def spread_loss(log_probs, share, class_weight, axis):
 
 # %% ../nbs/03_loss.ipynb #eedb32f9
 def class_sum(log_probs, axis, target, share, settings):
-    "The weighted sum of the losses, and the weights in it"
+    "The weighted sum of the log-likelihoods, and the weights in it"
     counts = target != settings['ignore_index']
     target, share = target*counts, share*counts
     class_weight, smoothing = settings['weight'], settings['label_smoothing']
     weight = share if class_weight is None else share*class_weight.take(target)
-    total = -(weight * log_probs.gather(axis, target).masked_fill(weight == 0, 0)).sum()
+    total = (weight * log_probs.gather(axis, target).masked_fill(weight == 0, 0)).sum()
     if smoothing:
         spread = spread_loss(log_probs, share, class_weight, axis)
-        total = (1-smoothing)*total - smoothing/log_probs.shape[axis]*spread
+        total = (1-smoothing)*total + smoothing/log_probs.shape[axis]*spread
     return total, weight
 
 # %% ../nbs/03_loss.ipynb #b22da036
@@ -144,11 +144,11 @@ def class_loss(
     target = torch.stack([flat(t) for t in targets], axis).long()
     if flat is noop: share = weights.movedim(0, axis)
     else: share = torch.stack([flat(w.expand(targets[0].shape)) for w in weights], axis)
-    log_probs = pred if settings['log'] else F.log_softmax(pred, axis)
+    log_probs = pred if settings['log'] else pred.log_softmax(axis)
     total, weight = class_sum(log_probs, axis, target, share, settings)
-    if settings['reduction'] == 'mean': total = total/weight.sum()
+    value = total/-weight.sum() if settings['reduction'] == 'mean' else -total
     single = isinstance(loss, BaseLoss) and log_probs.dtype is torch.float64 # As fastai's losses have it
-    return total.to(torch.float32 if single else log_probs.dtype)
+    return value.to(torch.float32 if single else log_probs.dtype)
 
 # %% ../nbs/03_loss.ipynb #9c819827
 def value_counts(pred, target, n):
@@ -288,12 +288,12 @@ def exchanged(mix, own, kinds, sources, which):
     return nested(one, own)
 
 # %% ../nbs/03_loss.ipynb #f7a50c2a
-def by_classes(func, pred, parts, mix, kinds):
+def by_classes(func, pred, own, mix, kinds, sources):
     "`class_loss`, where `func` is one and all fits; else `None`"
-    own = parts[0]
     settings = class_settings(func) if len(own) == 1 and isinstance(own[0], Tensor) else None
     if not settings or settings['reduction'] == 'none': return None
-    return class_loss(func, settings, pred, [part[0] for part in parts], label_weights(mix, own[0], kinds[0]))
+    partners = [mix.others(own[0], sources[0], i) for i in range(len(mix.rows))]
+    return class_loss(func, settings, pred, [own[0], *partners], label_weights(mix, own[0], kinds[0]))
 
 # %% ../nbs/03_loss.ipynb #13fd3742
 def one_weight(func, pred, parts, weights):
@@ -363,9 +363,9 @@ def weighted_loss(
     if stranger: facts.tell("the loss was given a target that was not there when the batch was mixed: "
                             "it counts for the mixed sample, with no partner's beside it")
     if not any(kind in weighed for kind in kinds): return func(pred, *own)
-    parts = [own, *(exchanged(mix, own, kinds, sources, i) for i in range(len(mix.rows)))]
-    loss = by_classes(func, pred, parts, mix, kinds)
+    loss = by_classes(func, pred, own, mix, kinds, sources)
     if loss is not None: return loss
+    parts = [own, *(exchanged(mix, own, kinds, sources, i) for i in range(len(mix.rows)))]
     by_sample = mix.weights.shape[1] > 1 or 'places' in kinds
     if by_sample and facts.per_sample is None: facts.ask(len(kinds), one_will_do=False)
     if facts.trying: facts.judge(separable(func, pred, parts[0], parts[1], mix.n), not by_sample)

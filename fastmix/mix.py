@@ -140,10 +140,7 @@ def __repr__(self:Mix): return f"{type(self).__name__}(n={self.n}, lam={np.round
 # %% ../nbs/00_mix.ipynb #5c41635f
 def all_rows(share):
     "The shares of sample and partner, from the own share alone"
-    if share.ndim == 2: return share
-    if not share.is_cpu: return torch.stack([share, 1-share])
-    own = share.numpy() # For a few numbers NumPy is faster
-    return torch.from_numpy(np.array([own, 1-own]))
+    return share if share.ndim == 2 else torch.stack([share, 1-share])
 
 # %% ../nbs/00_mix.ipynb #cf5884c1
 @patch(as_prop=True)
@@ -412,6 +409,8 @@ def is_soft(self:Mix, size):
 # %% ../nbs/00_mix.ipynb #20b20d03
 def where(own, partner, keep, out=None): return torch.where(keep, own, partner, out=out)
 
+def average(own, partner, weight, out=None): return torch.lerp(partner, own, weight, out=out)
+
 # %% ../nbs/00_mix.ipynb #137c0029
 @patch
 def __call__(self:Mask,
@@ -424,7 +423,7 @@ def __call__(self:Mask,
     if own.dtype is torch.bool: return self.by_pairs(where, t, source, own)
     if not is_floating(t):
         raise TypeError(f"a floating mask averages, and a tensor of {t.dtype} has nothing in between")
-    return self.by_pairs(torch.lerp, t, source, (1 - own).to(t.dtype))
+    return self.by_pairs(average, t, source, own.to(t.dtype))
 
 # %% ../nbs/00_mix.ipynb #51db870b
 def cells_inside(bounds, size, arange):
