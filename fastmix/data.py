@@ -120,7 +120,7 @@ _layouts = 'expected one folder per class, or files such as beagle_12.jpg'
 def read_folder(
     folder:Path, # With one folder per class or with files such as `beagle_12.jpg`; with a split or without
 ) -> tuple: # `{'train', 'valid', 'test': pairs of path and class}`, `{path: reason}` of the files that were skipped
-    "The images below `folder` and their classes; `InputError` where there is no folder or no image"
+    "The images below `folder` and their classes; `InputError` if there is no folder or no image"
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f'no such folder: {folder}')
     paths = sorted(path.relative_to(folder) for path in image_files(folder))
@@ -139,7 +139,7 @@ def read_folder(
 
 # %% ../nbs/08_data.ipynb #5c1d09ad
 def check_classes(folder, labels):
-    "Raise an `InputError` where `folder` is the root of a data set, and not the folder of its classes"
+    "Raise an `InputError` if `folder` is the root of a data set, and not the folder of its classes"
     inside = next((label for label in labels if label.lower() in ('images', 'jpegimages', 'imgs')), None)
     if inside: raise InputError(f"{folder} looks like the root of a data set, with {', '.join(sorted(labels))} in it; "
                                 f"did you mean {Path(folder)/inside}?")
@@ -161,7 +161,7 @@ def folder_images(
     min_images:int=5, # Classes with fewer images to train on are left out
     test:bool=False, # Validate on the test split, and leave the validation split alone?
 ) -> LabelledImages:
-    "The usable images below `folder`; `InputError` where there are none, or fewer than two classes"
+    "The usable images below `folder`; `InputError` if there are none, or fewer than two classes"
     pairs, skipped = read_folder(folder)
     check_classes(folder, {label for _, label in pairs['train'] + pairs['valid']})
     if test: pairs |= dict(valid=[pair for pair in pairs['test'] if pair[1]], test=[])
@@ -235,7 +235,7 @@ def with_labels(self:LabelledImages,
 
 # %% ../nbs/08_data.ipynb #5eb9156a
 def check_arrays(images):
-    "Are the images arrays? Raises an `InputError` where some are, or where arrays aren't pictures"
+    "Are the images arrays? Raises an `InputError` if some are, or where arrays aren't pictures"
     shapes = {(image.dtype.name, *image.shape[2:]) for image in images if isinstance(image, np.ndarray)}
     if not shapes: return False
     if shapes in ({('uint8',)}, {('uint8', 3)}) and all(isinstance(image, np.ndarray) and image.ndim > 1 for image in images): return True

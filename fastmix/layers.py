@@ -70,7 +70,7 @@ def mixing_layers(
 
 # %% ../nbs/04_layers.ipynb #ed92554e
 def layers_of(layer, model):
-    "Name and module of the layers in `model` that `layer` stands for. Raises a `ValueError` where there is none"
+    "Name and module of the layers in `model` that `layer` stands for. Raises a `ValueError` if there is none"
     named = list(model.named_modules(remove_duplicate=not isinstance(layer, str)))
     if isinstance(layer, str): hits = [o for o in named if o[0] == layer != '']
     elif isinstance(layer, type): hits = [o for o in named if isinstance(o[1], layer)]

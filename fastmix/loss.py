@@ -303,7 +303,7 @@ def one_weight(func, pred, parts, weights):
 
 # %% ../nbs/03_loss.ipynb #f655d092
 def all_values(func, pred, parts, n, first):
-    "The unreduced losses for each part. Raises a `ValueError` where they aren't one per sample or target"
+    "The unreduced losses for each part. Raises a `ValueError` if they aren't one per sample or target"
     with unreduced(func) as values: found = [values(pred, *part) for part in parts]
     shapes = [tuple(v.shape) for v in found]
     if found[0].numel() in value_counts(pred, first, n) and len(set(shapes)) == 1: return found
@@ -313,7 +313,7 @@ def all_values(func, pred, parts, n, first):
 
 # %% ../nbs/03_loss.ipynb #232026e8
 def fit_places(func, weight, target, values):
-    "Weights of the places of `target` in the shape of `values`. Raises a `ValueError` where places have no values"
+    "Weights of the places of `target` in the shape of `values`. Raises a `ValueError` if places have no values"
     weight = weight.expand(target.shape)
     if values.shape == target.shape: return weight
     if values.numel() != target.numel():
@@ -379,7 +379,7 @@ def log_without(log_probs, axis, target):
 
 # %% ../nbs/03_loss.ipynb #be890a6d
 def pair_of_classes(loss, targets, mix):
-    "The own and the partners' class numbers. Raises a `ValueError` where the term isn't defined"
+    "The own and the partners' class numbers. Raises a `ValueError` if the term isn't defined"
     if class_settings(loss) and len(targets.own) == 1 and len(mix.rows) == 1 and not is_floating(plain(targets.own[0])):
         own = plain(targets.own[0])
         return own, mix.others(own, targets.sources[0])
@@ -451,7 +451,7 @@ def __call__(self:MixLoss,
     pred, # The model's output for the mixed batch
     *targets, # That batch's targets
     **kwargs): # Passed on to the user's loss
-    "The loss of `pred`. Raises a `TypeError` where targets come by name"
+    "The loss of `pred`. Raises a `TypeError` if targets come by name"
     func = partial(self.user_loss, **kwargs) if kwargs else self.user_loss
     if self.mixes is None: return func(pred, *targets)
     if kwargs and not targets:

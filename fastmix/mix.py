@@ -375,7 +375,7 @@ def covered(cells, size):
 def own_at(self:Mask,
     size:tuple, # Another spatial size
 ) -> Tensor: # `(m, *size)`: bool where each place has one answer, else floating
-    "The own weights on another grid. Raises a `ValueError` where the two do not fit"
+    "The own weights on another grid. Raises a `ValueError` if the two do not fit"
     if tuple(size) == self.size: return self.own
     if not same_grid(size, self.size):
         raise ValueError(f"a mix of places within {self.size} does not fit a size of {tuple(size)}: "
@@ -391,7 +391,7 @@ def own_at(self:Mask,
 def own_in(self:Mask,
     t:Tensor, # A tensor of the batch, `(n, …, *size)`
 ) -> Tensor: # `(m, 1, …, *size)`
-    "The own weights at the places of `t`, shaped to multiply it. Raises a `ValueError` where `t` has other places"
+    "The own weights at the places of `t`, shaped to multiply it. Raises a `ValueError` if `t` has other places"
     d = len(self.size)
     if t.ndim <= d:
         raise ValueError(f"a mix of places within {self.size} needs a tensor with as many spatial dimensions; "
@@ -417,7 +417,7 @@ def __call__(self:Mask,
     t:Tensor, # A tensor of the batch, `(n, …, *size)`: of any dtype for a bool mask, floating for a floating one
     source:Tensor|None=None, # The tensor to take the partners from. `None`: `t` itself
 ) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
-    "Mix `t`. Raises a `ValueError` for a size that does not fit, a `TypeError` where integers would be averaged"
+    "Mix `t`. Raises a `ValueError` for a size that does not fit, a `TypeError` if integers would be averaged"
     self.check(t)
     own = self.own_in(t)
     if own.dtype is torch.bool: return self.by_pairs(where, t, source, own)
@@ -427,7 +427,7 @@ def __call__(self:Mask,
 
 # %% ../nbs/00_mix.ipynb #51db870b
 def cells_inside(bounds, size, arange):
-    "`(m, *size)`: the places of regions `(m, d, 2)`; an array or a tensor, as `bounds` and what `arange` makes"
+    "`(m, *size)`: the places inside regions `(m, d, 2)`; an array or a tensor, as `bounds` and `arange` give"
     rows, d = [], len(size)
     for i, length in enumerate(size):
         cell, low, high = arange(length), bounds[:, i, :1], bounds[:, i, 1:]

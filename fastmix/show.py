@@ -88,13 +88,13 @@ def mixer_of(learn):
 
 # %% ../nbs/07_show.ipynb #41bbf7cc
 def train_loader(dls):
-    "The training loader. Raises a `TypeError` where there is none"
+    "The training loader. Raises a `TypeError` if there is none"
     if hasattr(dls, 'train') and not isinstance(dls, Learner): return dls.train
     raise TypeError(f"`dls` must be `DataLoaders`; got {type(dls).__name__}. Of a learner, take `learn.dls`")
 
 # %% ../nbs/07_show.ipynb #9fe326b0
 def next_batch(dls, learn=None, least=2):
-    "The training batch that comes next, as a `Batch`. Raises a `ValueError` where it has fewer than `least` samples"
+    "The training batch that comes next, as a `Batch`. Raises a `ValueError` if it has fewer than `least` samples"
     dl = dls.train
     whole = tuple(dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl)))
     n_inp = getattr(dls, 'n_inp', max(1, len(whole)-1))
@@ -141,7 +141,7 @@ def mix_title(
     lam:float|list|Tensor, # Own share; for more than two names a share for each, or for each but the last
     *names:str, # What the sample is called, and each of its partners
 ) -> str:
-    "For example `0.62 leonberger + 0.38 Ragdoll`. Raises a `ValueError` where shares or names are missing"
+    "For example `0.62 leonberger + 0.38 Ragdoll`. Raises a `ValueError` if shares or names are missing"
     shares = np.asarray(lam, dtype=float).ravel().tolist()
     if len(shares) == len(names)-1: shares.append(round(1-sum(shares), 6))
     if len(shares) != len(names):
@@ -614,7 +614,7 @@ def next_samples(dls, mixer, n=None, seed=None, lam=None, learn=None, vocab=None
 
 # %% ../nbs/07_show.ipynb #e0aa8860
 def room_for(ax, k):
-    "For how many samples there are axes. Raises a `ValueError` where one lacks some"
+    "For how many samples there are axes. Raises a `ValueError` if one lacks some"
     n, rest = divmod(np.size(ax), k)
     if rest or not n: raise ValueError(f"`ax` must hold {k} axes for each sample; got {n*k+rest}")
     return n
@@ -708,7 +708,7 @@ def first_pair(batch):
 
 # %% ../nbs/07_show.ipynb #102f8e25
 def mixed_pair(dl, pair, name, mixer, lam, rng, vocab=None):
-    "The own sample of a pair as `mixer` mixes it with `lam`. Raises a `ValueError` where there is no picture of that"
+    "The own sample of a pair as `mixer` mixes it with `lam`. Raises a `ValueError` if there is no picture of that"
     with as_it_was(mixer):
         mixer.per = 'batch' # So that all rows draw as often, and their regions lie at the same place
         drawn = MixedBatch(mixer, Batch(*pair), copy.deepcopy(rng), lam=lam)

@@ -41,7 +41,7 @@ class Columns(Mix):
 # %% ../../nbs/methods/tabularswap.ipynb #11c2fe2e
 @patch
 def inputs(self:Columns, xb, source=None):
-    "All inputs with their columns swapped. Raises a `ValueError` where they have others than the mix"
+    "All inputs with their columns swapped. Raises a `ValueError` if they have others than the mix"
     at = 0
     def one(t, *source):
         nonlocal at
