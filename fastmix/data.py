@@ -150,7 +150,7 @@ def fault_of(
 ) -> str: # For example `unreadable`; empty where there is none
     "Why an image cannot be used"
     if not verify_image(path): return 'unreadable'
-    with Image.open(path) as image: deep = image.mode[0] in 'IF' # which become all white or black as 8 bits
+    with Image.open(path) as image: deep = image.mode[0] in 'IF' # Which become all white or black as 8 bits
     return 'more than 8 bits per channel' if deep else ''
 
 
