@@ -66,7 +66,7 @@ class Batch:
     def __init__(self,
         xb:tuple, # Inputs: tensors, or tuples, lists and dictionaries of them
         yb:tuple=(), # Targets, nested as they like
-        learn=None, # The `Learner`; `None` where a picture is drawn without one
+        learn=None, # The `Learner`; `None` for a picture without one
     ):
         "Raises a `TypeError` if no input has a batch dimension"
         self.xb, self.yb, self.learn = xb, yb, learn
@@ -223,7 +223,7 @@ class Targets:
 # %% ../nbs/02_batch.ipynb #1c91870e
 @patch
 def fates(self:Targets,
-    mix:Mix|None, # A mix of the batch; `None` where it is left clean
+    mix:Mix|None, # A mix of the batch; `None` for a clean batch
 ) -> list: # 'blend', 'paste', 'weigh', 'places', 'union' or 'keep', for each tensor in the targets
     "What becomes of each target. Raises a `TypeError` or `ValueError` for one for which the word is impossible"
     if mix is None: return ['keep']*len(self.own)
@@ -337,7 +337,7 @@ def may_weigh(self:Targets, places):
 
 # %% ../nbs/02_batch.ipynb #986aba09
 def loader_generators(dl):
-    "The generators that a loader of torch has of its own, in any of its parts"
+    "A torch loader's own generators, in any of its parts"
     batches = getattr(dl, 'batch_sampler', None)
     parts = dl, getattr(dl, 'sampler', None), batches, getattr(batches, 'sampler', None)
     found = [getattr(part, 'generator', None) for part in parts]

@@ -147,7 +147,7 @@ def check_classes(folder, labels):
 # %% ../nbs/08_data.ipynb #89ce69b4
 def fault_of(
     path:Path, # Of an image
-) -> str: # For example `unreadable`; empty where there is none
+) -> str: # For example `unreadable`; empty if there is no fault
     "Why an image cannot be used"
     if not verify_image(path): return 'unreadable'
     with Image.open(path) as image: deep = image.mode[0] in 'IF' # Which become all white or black as 8 bits
@@ -157,7 +157,7 @@ def fault_of(
 # %% ../nbs/08_data.ipynb #5c1d09b0
 def folder_images(
     folder:Path, # As `read_folder` takes it
-    seed:int=42, # Of the split where none is given
+    seed:int=42, # Seed of the split, if there is none yet
     min_images:int=5, # Classes with fewer images to train on are left out
     test:bool=False, # Validate on the test split, and leave the validation split alone?
 ) -> LabelledImages:
@@ -184,7 +184,7 @@ def folder_images(
 # %% ../nbs/08_data.ipynb #faa9a710
 def get_images(
     data:str, # `'digits'`, `'pets'`, or a folder
-    seed:int=42, # Of the split where none is given
+    seed:int=42, # Seed of the split, if there is none yet
     test:bool=False, # Validate on the given test split?
 ) -> LabelledImages:
     "`digit_images`, the Oxford-IIIT Pets through fastai's `untar_data`, or `folder_images`"
@@ -235,7 +235,7 @@ def with_labels(self:LabelledImages,
 
 # %% ../nbs/08_data.ipynb #5eb9156a
 def check_arrays(images):
-    "Are the images arrays? Raises an `InputError` if some are, or where arrays aren't pictures"
+    "Are the images arrays? Raises an `InputError` if only some are, or if arrays aren't pictures"
     shapes = {(image.dtype.name, *image.shape[2:]) for image in images if isinstance(image, np.ndarray)}
     if not shapes: return False
     if shapes in ({('uint8',)}, {('uint8', 3)}) and all(isinstance(image, np.ndarray) and image.ndim > 1 for image in images): return True

@@ -52,7 +52,7 @@ def as_array(o, **kwargs):
 
 # %% ../nbs/00_mix.ipynb #24ad6f71
 def shift_of(index):
-    "The shift, where `index` is a rotation; else `None`"
+    "The shift, if `index` is a rotation; else `None`"
     n, shift = index.size, int(index[0])
     if 0 <= shift < n and index.tobytes() == cached_rotation(n, shift).tobytes(): return shift
 
@@ -170,7 +170,7 @@ def partner(self:Mix) -> Tensor:
 # %% ../nbs/00_mix.ipynb #579526b8
 @patch(as_prop=True)
 def shift(self:Mix) -> int|None:
-    "How far away the partner is, where all are a rotation of the batch"
+    "The shift, if the partners are a rotation of the batch; else `None`"
     return self.rows[0] if len(self.rows) == 1 and isinstance(self.rows[0], int) else None
 
 # %% ../nbs/00_mix.ipynb #3080c06c
@@ -324,7 +324,7 @@ def blend_labels(self:Mix,
 
 # %% ../nbs/00_mix.ipynb #8c474202
 def check_own(own, n):
-    "Raise a `TypeError` or `ValueError` for what can't be the own weights of `n` samples"
+    "Raise a `TypeError` or `ValueError` unless these can be the own weights of `n` samples"
     is_soft = own.is_floating_point()
     if not (is_soft or own.dtype is torch.bool): raise TypeError(f"`own` must be bool or floating; got {own.dtype}")
     if not 2 <= own.ndim <= 4 or not own.numel() or len(own) not in (1, n):
@@ -492,7 +492,7 @@ def as_bits(t): return (t if t.dtype is torch.float32 else t.view(integers[t.ele
 # %% ../nbs/00_mix.ipynb #3783cbe9
 @patch
 def region_in(self:Paste, t):
-    "The region in the cells of `t`, whose size may be a whole multiple; `None` where `t` has another grid"
+    "The region in the cells of `t`, whose size may be a whole multiple; `None` if `t` has another grid"
     size = t.shape[t.ndim-len(self.size):]
     if t.ndim <= len(self.size): return None
     if size == self.size: return self.region
@@ -549,7 +549,7 @@ def paste_small(self:Paste, t, source):
 # %% ../nbs/00_mix.ipynb #17dd0c79
 @patch
 def fast_region(self:Paste, t):
-    "The region in the cells of `t`, where it can be copied; `None` where every place must be looked at"
+    "The region in the cells of `t`, if it can be copied; `None` if we need a mask"
     if not self.in_pairs(t) or isinstance(self.region, Tensor): return None
     if len(self.region) > 1 and not by_numpy(t): return None
     return self.region_in(t)
@@ -573,7 +573,7 @@ def __call__(self:Paste,
 
 # %% ../nbs/00_mix.ipynb #bf43ec97
 def nested(f, o, *more):
-    "`o` with `f` of every tensor in it, and of those at the same place in `more`; all else stays"
+    "`o` with each tensor replaced by `f` of it, and of the tensors at its place in `more`. All else stays"
     if isinstance(o, Tensor): return f(o, *more)
     if isinstance(o, (tuple, list, L)):
         values = [nested(f, *v) for v in zip(o, *more, strict=True)] if more else [nested(f, v) for v in o]

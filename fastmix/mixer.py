@@ -89,7 +89,7 @@ def check_instead(name, pair, alpha, what):
 
 # %% ../nbs/05_mixer.ipynb #f63e02b4
 def check_alpha(alpha):
-    "`alpha` as it is stored: a number, a tuple of two, or a function. Raises unless all it gives is positive"
+    "`alpha` as we store it: a number, a tuple of two, or a function. Raises unless all its values are positive"
     if callable(alpha):
         for done in (0., .5, 1.): check_alpha(alpha(done))
         return alpha
@@ -148,7 +148,7 @@ def draw(self:Mixer,
     lam:np.ndarray, # `(m,)`: own shares in [0, 1], m = 1 or n
     rng:np.random.Generator, # The source of everything else that is random
 ) -> Mix|list: # One mix; or several, `None` for the clean batch, to train on all of them
-    "Draw the mix for a batch. A method of mixing says here what it does"
+    "Draw the mix for a batch. Each method of mixing writes this"
     raise NotImplementedError(f"{type(self).__name__} must define `draw(self, batch, lam, rng)`")
 
 # %% ../nbs/05_mixer.ipynb #b398d47b
@@ -221,7 +221,7 @@ def draw_lams(self:Mixer,
     rng:np.random.Generator, # The generator to draw with
     m:int=1, # How many
 ) -> np.ndarray: # `(m,)`: own shares in [0, 1]
-    "Draw the own shares to aim at; 1 where there's no `alpha`, for a method that draws something else"
+    "Draw the own shares to aim at; 1 without an `alpha`, for methods that draw something else"
     if self.alpha is None: return np.ones(m)
     return draw_lam(at(self.alpha, batch.done), rng, m, self.fold)
 
@@ -529,7 +529,7 @@ def seed_rng(self:Mixer):
 
 @patch(as_prop=True)
 def mix(self:Mixer) -> Mix|None:
-    "The last mix that was drawn; `None` where the batch stayed clean"
+    "The last mix that was drawn; `None` if the batch stayed clean"
     return self.batch and self.batch.mix
 
 # %% ../nbs/05_mixer.ipynb #0fe4fd31
@@ -692,7 +692,7 @@ def __deepcopy__(self:Mixer, memo):
 # %% ../nbs/05_mixer.ipynb #6b303f4a
 @patch
 def state_dict(self:Mixer) -> dict: # What `torch.save` can save and `load_state_dict` restores
-    "The state of the generator, `None` where there is none yet; and what has been found out about the loss"
+    "The state of the generator, `None` if there is none yet, and what we know about the loss"
     facts = self.facts
     known = facts and (facts.before if facts.loss is None else facts.per_sample)
     return {'rng': self.rng and copy.deepcopy(self.rng.bit_generator.state), 'per_sample': known}
@@ -702,7 +702,7 @@ def state_dict(self:Mixer) -> dict: # What `torch.save` can save and `load_state
 def load_state_dict(self:Mixer,
     state:dict, # From `state_dict`
 ):
-    "Go on from `state`. Raises a `ValueError` for what is no state of a mixer"
+    "Go on from `state`. Raises a `ValueError` unless it is the state of a mixer"
     try:
         rng = None if state['rng'] is None else np.random.default_rng()
         if rng: rng.bit_generator.state = state['rng']
@@ -797,7 +797,7 @@ def example_batch(
     data:str, # What the method is for: its `data`
     shape:tuple, # Shape of the input, `(n, c, *size)`; of a table its rows and columns
 ) -> Batch: # The same each time
-    "Random inputs, with targets that such a method is for"
+    "Random inputs, with targets for such a method"
     rng, n = torch.Generator().manual_seed(0), shape[0]
     classes = torch.randint(0, 4, (n,), generator=rng)
     if data == 'table': return Batch((torch.randint(0, 5, shape[:2], generator=rng), torch.rand(shape[:2], generator=rng)), (classes,))
@@ -810,7 +810,7 @@ def check_mixer(
     size:tuple=(20, 30), # Spatial size of the batch to try it on; better not a square. A method for tables gets a table
     n:int=6, # Batch size
     draws:int=20, # How many batches
-    y:Tensor|None=None, # `(n, …)`: the first target, for a method that looks at it. `None`: one that it is for
+    y:Tensor|None=None, # `(n, …)`: the first target, for a method that looks at it. `None`: one that fits the method
 ):
     """Raise an `AssertionError` if `mixer` breaks a promise: labels that don't fit the inputs, masks at another
     place, a batch written to, a generator that isn't its own"""

@@ -84,7 +84,7 @@ class TabularSwap(Mixer):
 def check(self:TabularSwap,
     batch:Batch, # The batch
 ):
-    "Raise a `ValueError` for inputs that are no tables `(n, columns)`, or have a single column in all"
+    "Raise a `ValueError` unless inputs are tables `(n, columns)`, with at least two columns in all"
     shapes = [tuple(x.shape) for x in batch.inputs]
     if any(len(shape) != 2 for shape in shapes):
         raise ValueError(f"TabularSwap swaps columns, so each input must be a table, (n, columns); got shape "

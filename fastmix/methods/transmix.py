@@ -35,7 +35,7 @@ def patch_grid(patches, size):
 
 # %% ../../nbs/methods/transmix.ipynb #a12ac09a
 def timm_class(name):
-    "A class of timm's vision transformers; `None` where timm isn't loaded"
+    "A class of timm's vision transformers; `None` if timm isn't loaded"
     return getattr(sys.modules.get('timm.models.vision_transformer'), name, None)
 
 def timm_transformer(model):
@@ -45,7 +45,7 @@ def timm_transformer(model):
 
 # %% ../../nbs/methods/transmix.ipynb #c7ed39fb
 def why_not(vit):
-    "Why the attention in one of timm's transformers says nothing about the patches; `None` where it does"
+    "Why the attention in one of timm's transformers says nothing about the patches; `None` if it does"
     if not vit.has_class_token: return "has no class token"
     if vit.global_pool != 'token': return "predicts from its patches, so what the class token attends to isn't trained"
     if not isinstance(vit.patch_drop, nn.Identity): return "drops patches at random"
