@@ -77,6 +77,8 @@ def table(self:Comparison,
     differences, rows = self.differences(metric), []
     judged = judge(differences, higher_is_better, margin, looks=self.looks, tried=self.tried, among=among)
     judged = dict(zip(differences.index, judged))
+    if margin and self.in_percent(metric):
+        for row in judged.values(): row['verdict'] = row['verdict'].replace(f'{margin:g}', f'{100*margin:g} points')
     for arm in dict.fromkeys(self.runs.arm):
         own = self.finished[self.finished.arm == arm]
         row = dict(arm=arm, seeds=len(own), failed=(self.runs.arm == arm).sum() - len(own))
