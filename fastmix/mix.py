@@ -249,6 +249,8 @@ def by_pairs(self:Mix, f, t, source, weight):
     if t.numel() < 2**14 or not self.in_pairs(t): return f(t, self.others(t, source), weight)
     source, out = t if source is None else source, torch.empty_like(t)
     self.check(source)
+    many = self.shift is None
+    if many and isinstance(weight, float): weight = torch.tensor([weight], dtype=t.dtype) # Faster in many small calls
     per_sample = isinstance(weight, Tensor) and len(weight) > 1
     for own, partner in self.pairs():
         f(t[own], source[partner], weight[own] if per_sample else weight, out=out[own])
@@ -423,7 +425,8 @@ def __call__(self:Mask,
     if own.dtype is torch.bool: return self.by_pairs(where, t, source, own)
     if not is_floating(t):
         raise TypeError(f"a floating mask averages, and a tensor of {t.dtype} has nothing in between")
-    return self.by_pairs(average, t, source, own.to(t.dtype))
+    if own.dtype is t.dtype: return self.by_pairs(average, t, source, own) # Without a new mask of partners' weights
+    return self.by_pairs(torch.lerp, t, source, (1 - own).to(t.dtype))
 
 # %% ../nbs/00_mix.ipynb #51db870b
 def cells_inside(bounds, size, arange):

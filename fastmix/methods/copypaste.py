@@ -98,7 +98,7 @@ def looked_up(at, seen, choice, first=0):
 def kept_on_host(mask, k, choice):
     "`kept_places` on the CPU"
     at = mask.long().flatten(1)
-    seen = torch.zeros(len(mask), k, dtype=torch.bool).scatter_(1, columns_of(at[:, ::61], k), True)
+    seen = torch.zeros(len(mask), k, dtype=torch.bool).scatter_(1, columns_of(at[:, ::127], k), True)
     try: kept = looked_up(at, seen, choice, first=1)
     except RuntimeError: kept = looked_up(columns_of(at, k), seen, choice) # A number outside of the table
     return kept.view(mask.shape)

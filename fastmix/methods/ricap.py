@@ -61,14 +61,14 @@ def each_tile(self:Tiles, t, source):
     return out
 
 # %% ../../nbs/methods/ricap.ipynb #df7276b0
-def cell_slices(low, side): return ..., *[slice(a, a+b) for a, b in zip(low.tolist(), side.tolist())]
+def cell_slices(low, side, times): return ..., *[slice(k*a, k*(a+b)) for a, b, k in zip(low, side, times)]
 
 @patch
 def cells(self:Tiles, tile, i, t):
     "Where a tile of sample `i` lies in `t`, whose size may be a whole multiple, and where its crop is taken from"
-    i, times = i % len(self.low), np.array(t.shape[-2:])//self.size
-    side = self.side[i, tile]*times
-    return cell_slices(self.low[i, tile]*times, side), cell_slices(self.corner[i, tile]*times, side)
+    times = [a//b for a, b in zip(t.shape[-2:], self.size)]
+    low, side, corner = [o[i % len(o), tile].tolist() for o in (self.low, self.side, self.corner)]
+    return cell_slices(low, side, times), cell_slices(corner, side, times)
 
 # %% ../../nbs/methods/ricap.ipynb #e5fc583e
 @patch
