@@ -236,9 +236,9 @@ def with_labels(self: LabelledImages,
 # %% ../nbs/08_data.ipynb #5eb9156a
 def check_arrays(images):
     "Are the images arrays? Raises an `InputError` where some are, or where arrays aren't pictures"
-    shapes = {(image.dtype.name, *image.shape[2:]) for image in images if isinstance(image, np.ndarray)}
-    if not shapes: return False
-    if shapes in ({('uint8',)}, {('uint8', 3)}) and all(isinstance(image, np.ndarray) and image.ndim > 1 for image in images): return True
+    kinds = {(o.dtype.name, o.ndim, *o.shape[2:]) if isinstance(o, np.ndarray) else 'file' for o in images}
+    if kinds == {'file'}: return False
+    if kinds in ({('uint8', 2)}, {('uint8', 3, 3)}): return True
     raise InputError("images must all be files, or all uint8 arrays (h, w), or all uint8 arrays (h, w, 3)")
 
 # %% ../nbs/08_data.ipynb #200083f1
@@ -250,13 +250,11 @@ class Once:
         return self.results[i]
 
 # %% ../nbs/08_data.ipynb #ca7357eb
-def resizes(size):
-    from fastai.vision.augment import Resize
-    return [Resize(size)]
-
-def flip_items():
-    from fastai.vision.augment import FlipItem
-    return [FlipItem()]
+def item_tfms(size, flip):
+    "Resize to `size`, if there is one, and flip, if asked"
+    if not (size or flip): return []
+    from fastai.vision.augment import FlipItem, Resize
+    return [Resize(size)]*bool(size) + [FlipItem()]*flip
 
 # %% ../nbs/08_data.ipynb #0fa2cbb9
 def image_dls(
@@ -268,16 +266,16 @@ def image_dls(
     "fastai `DataLoaders` of normalised square images. Raises an `InputError` for arrays that are not pictures"
     pairs, grey = images.train + images.valid, images.n_channels == 1
     arrays = check_arrays([image for image, _ in pairs])
-    resize = [] if arrays and all(image.shape[:2] == (size, size) for image, _ in pairs) else resizes(size)
-    flips = flip_items() if flip or (flip is None and not grey) else []
+    has_size = arrays and all(image.shape[:2] == (size, size) for image, _ in pairs)
+    tfms = item_tfms(None if has_size else size, not grey if flip is None else flip)
     block = DataBlock(
         blocks=(ImageBlock(PILImageBW if grey else PILImage), CategoryBlock),
         get_x=ItemGetter(0), get_y=ItemGetter(1),
         splitter=IndexSplitter(range(len(images.train), len(pairs))),
-        item_tfms=resize + flips,
+        item_tfms=tfms,
         batch_tfms=Normalize.from_stats(*(([0.305], [0.376]) if grey else imagenet_stats)))
     dls = block.dataloaders(pairs, bs=min(bs, len(images.train)), num_workers=0 if arrays else None)
-    if not resize + flips:
+    if not tfms:
         for dl in dls: dl.do_item = Once(dl.do_item)
     return dls
 

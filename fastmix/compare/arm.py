@@ -313,10 +313,13 @@ def measures_of(log, learn, evaluate):
 class NoNumbers(TypeError):
     "What `evaluate` returned is no dictionary"
 
+def start_texts(learn):
+    "What a run starts from"
+    return dict(weights=fingerprint(*learn.model.parameters()), data=data_of(learn.dls))
+
 def begin(learn, log, verbose):
     "Put the log into a `Learner`, with what is known before the first fit"
-    log.note(dict(weights=fingerprint(*learn.model.parameters()), data=data_of(learn.dls)))
-    log.note(means_texts(learn.dls) | learner_texts(learn))
+    log.note(start_texts(learn) | means_texts(learn.dls) | learner_texts(learn))
     learn.add_cbs([log, Beginnings(log)])
     if not verbose: learn.remove_cb(ProgressCallback).logger = noop
 
@@ -361,7 +364,7 @@ def run_arm(make_learner, mixer, fit, evaluate=None, seed=42, expected=None, ver
     return row_of(log, seed, status, measures, getattr(learn, 'times', no_times)), log.epochs, log.made_of
 
 # %% ../../nbs/compare/arm.ipynb #ac8d411b
-def check_like(expected, row, epochs, made_of):
+def check_like(expected, row, made_of):
     "`Differs` where a run is not what's expected"
     log = RunLog(expected)
     log.note({name: row[name] for name in start if row[name] != 'none'} | made_of)
