@@ -320,6 +320,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'fastmix/compare/table.py'),
                                        'fastmix.compare.table.interval': ('compare/table.html#interval', 'fastmix/compare/table.py'),
                                        'fastmix.compare.table.number': ('compare/table.html#number', 'fastmix/compare/table.py'),
+                                       'fastmix.compare.table.points': ('compare/table.html#points', 'fastmix/compare/table.py'),
                                        'fastmix.compare.table.told': ('compare/table.html#told', 'fastmix/compare/table.py'),
                                        'fastmix.compare.table.words': ('compare/table.html#words', 'fastmix/compare/table.py')},
             'fastmix.compare.verdict': { 'fastmix.compare.verdict.degrees_of_freedom': ( 'compare/verdict.html#degrees_of_freedom',
