@@ -90,13 +90,12 @@ same = dict(bs='batch size', lr='learning rate', epochs='epochs') # Said in a se
 
 def said_once(comparison):
     "Settings, and what the runs are made of, a row each"
-    read = list(dict.fromkeys(name for texts in comparison.made_of.values() for name in texts if name != 'measures'))
+    read = pd.DataFrame(comparison.made_of).drop('measures', errors='ignore').fillna('none')
     rows = {name: ', '.join(map(str, value)) or 'none' if isinstance(value, list) else str(value)
-            for name, value in comparison.settings.items() if same.get(name) not in read}
-    for name in read:
-        texts = {arm: texts.get(name, 'none') for arm, texts in comparison.made_of.items()}
+            for name, value in comparison.settings.items() if same.get(name) not in read.index}
+    for name, texts in read.iterrows():
         each = '; '.join(f'{arm}: {text}' for arm, text in texts.items())
-        rows.setdefault(name, each if len({*texts.values()}) > 1 else texts.popitem()[1])
+        rows.setdefault(name, each if texts.nunique() > 1 else texts.iloc[0])
     return pd.DataFrame(rows.items(), columns=['setting', 'value'])
 
 # %% ../../nbs/compare/report.ipynb #690da471
@@ -135,9 +134,9 @@ shapes = dict(zip('osD^vPX', '●■◆▲▼✚✖'))
 
 def legend_of(arms):
     "The mark and name of each arm"
-    marks = {arm: (shapes[style['marker']], style['color']) for arm, style in styles_of(arms).items()}
-    return Ul(*(Li(Span(mark, cls='plot', style=f'color: {colour}'), f' {arm}') for arm, (mark, colour) in marks.items()),
-              cls='legend')
+    items = [Li(Span(shapes[style['marker']], cls='plot', style=f"color: {style['color']}"), f' {arm}')
+             for arm, style in styles_of(arms).items()]
+    return Ul(*items, cls='legend')
 
 def pictures_of(comparison, metric, higher_is_better, margin):
     "Curves and differences in a grid, and the batches"
