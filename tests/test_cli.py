@@ -239,6 +239,8 @@ def test_a_killed_command_is_completed_by_the_same_command(tmp_path, capsys, how
     (dict(lr=0), '--lr must be a positive number, got 0.0'),
     (dict(lr='nan'), '--lr must be a positive number, got nan'),
     (dict(lr='inf'), '--lr must be a positive number, got inf'),
+    (dict(margin=0), '--margin must be between 0 and 1, got 0.0'),
+    (dict(margin='nan'), '--margin must be between 0 and 1, got nan'),
     (dict(mixes='none,mixcut'), "--mixes: unknown name 'mixcut'; known are none, mixup, cutmix, "),
     (dict(mixes='mixup:'), "--mixes: mixup:: could not convert string to float: ''"),
     (dict(mixes='mixup:0'), '--mixes: mixup:0: `alpha` must be a positive number'),

@@ -100,10 +100,11 @@ def said_once(comparison):
 
 # %% ../../nbs/compare/report.ipynb #690da471
 table_note = ('Within a seed, all arms started from the same weights and saw the same batches. Numbers are means ± standard '
-              'deviations over the seeds; in brackets, the interval of the mean difference to the first arm.')
+              'deviations over the seeds, of the last epoch; in brackets, the 95 % interval of the mean difference to the '
+              'first arm. The others are not compared with each other.')
 plot_note = ('Lines are means of the seeds, bands reach from the lowest to the highest seed. In the differences, a tick is '
-             'a seed, the mark their mean, and the bar its interval: one that leaves out zero is a verdict. The training '
-             'loss of an arm that mixes is that of mixed samples: it cannot be compared between arms.')
+             'a seed, the mark their mean, and the bar its interval: one that leaves out zero counts as better or worse. '
+             'The training loss of an arm that mixes is that of mixed samples: it cannot be compared between arms.')
 
 def soft(text): return P(text, cls='soft')
 
@@ -115,10 +116,14 @@ def judged(comparison, metric, higher_is_better, margin):
     reading = comparison.for_reading(*judge).drop(columns='verdict', errors='ignore')
     items = [Li(line, cls=kind_of(verdict)) for verdict, line in zip(table.verdict[1:], verdicts)] if verdicts else []
     failed = [H2('Failed runs'), Ul(*map(Li, comparison.failures()))] if comparison.failures() else []
-    first = [P(said, cls='lead'), Ul(*items, cls='verdicts'), soft(comparison.fine_print(metric))] if said else []
-    return [*first, table_of(reading), soft(table_note), *failed]
+    first = [P(said, cls='lead'), Ul(*items, cls='verdicts'), soft(comparison.fine_print(metric, higher_is_better))] if said else []
+    return [*first, table_of(reading.map(in_one_piece), 'arms'), soft(table_note), *failed]
 
 def kind_of(verdict): return verdict if verdict in ('better', 'worse') else 'open'
+
+def in_one_piece(text):
+    "In a narrow window, a cell may break before an interval, and nowhere else"
+    return str(text).replace(' ', '\xa0').replace('\xa0[', ' [')
 
 # %% ../../nbs/compare/report.ipynb #5191a1f1
 def what_it_saw(pictures):
@@ -172,7 +177,8 @@ def classes_of(comparison):
     means = means.loc[gains.abs().max(axis=1).sort_values(ascending=False).index]
     rows = {'class': means.index.str.removeprefix(per_class), f'{first}, %': [told(v, True, digits=1) for v in means[first]]}
     rows |= {f'{arm}, points': [told(v, True, '+', 1) for v in gains[arm][means.index]] for arm in others}
-    note = 'Means over the seeds, and differences to the first arm: without a verdict, there are too many classes for that.'
+    note = ('Means over the seeds, and differences to the first arm, the largest first. They are not tested: among so '
+            'many classes, some differ by luck.')
     return [H2('Accuracy per class'), table_of(pd.DataFrame(rows)), soft(note)]
 
 # %% ../../nbs/compare/report.ipynb #a7565238

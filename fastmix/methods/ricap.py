@@ -1,6 +1,6 @@
-"""Trains on four images in one: a crop of each, tiled around a point, and labels by the area of the tiles
+"""Trains on crops of four images, tiled around a point; each label counts by the area of its tile
 
-An image is tiled with crops of four: itself and three partners. Each of their labels counts by the area of its tile.
+Each image is replaced by four tiles: a crop of itself, and crops of three partners. Each label counts by the area of its tile.
 
 For images. Masks are cropped and tiled along with them."""
 
@@ -95,7 +95,7 @@ def tiles_of_each(self:Tiles, t, source):
 # %% ../../nbs/methods/ricap.ipynb #b9b46de5
 @patch
 def looked_up(self:Tiles, t, source):
-    "Every place at once: for a point per sample on a GPU, for partners that were chosen, or where a gradient is needed"
+    "Every place at once: for a point per sample on a GPU, for partners that aren't rotations, or if a gradient is needed"
     (h, w), times = t.shape[-2:], np.array(t.shape[-2:])//self.size
     moves = np.concatenate([self.middle[:, None], self.corner - self.low], 1)*times
     moves = to_device(torch.from_numpy(moves), t) # (m, 5, 2): the point, and how far each tile has moved
