@@ -13,7 +13,7 @@ __all__ = ['InputError', 'LabelledImages', 'stratified_split', 'digit_images', '
 # %% ../nbs/08_data.ipynb #6916033c
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from fastai.layers import ConvLayer, Flatten
 from fastai.vision.core import PILImage, PILImageBW, imagenet_stats
 from fastai.vision.data import ImageBlock
 from fastai.vision.utils import verify_image
-from fastcore.basics import patch
+from fastcore.basics import groupby, patch
 from fastcore.parallel import parallel
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -63,11 +63,9 @@ def stratified_split(
     seed:int=42, # The same seed gives the same split
 ) -> tuple: # The pairs to train on, the pairs to validate on
     "Hold out `valid_pct` of every class, at least one image of each"
-    rng, classes = np.random.default_rng(seed), defaultdict(list)
-    for pair in pairs: classes[pair[1]].append(pair)
-    train, valid = [], []
-    for label in sorted(classes):
-        own = [classes[label][i] for i in rng.permutation(len(classes[label]))]
+    rng, train, valid = np.random.default_rng(seed), [], []
+    for _, own in sorted(groupby(pairs, key=1).items()):
+        own = [own[i] for i in rng.permutation(len(own))]
         n_valid = max(1, round(valid_pct * len(own)))
         valid += own[:n_valid]
         train += own[n_valid:]
@@ -166,13 +164,12 @@ def folder_images(
     check_classes(folder, {label for _, label in pairs['train'] + pairs['valid']})
     if test: pairs |= dict(valid=[pair for pair in pairs['test'] if pair[1]], test=[])
     if test and not pairs['valid']: raise InputError(f'{folder} has no test split with a class for each image')
-    for split in ('train', 'valid'):
-        faults = parallel(fault_of, [path for path, _ in pairs[split]], threadpool=True)
-        skipped |= {path: fault for (path, _), fault in zip(pairs[split], faults) if fault}
-        pairs[split] = [pair for pair in pairs[split] if pair[0] not in skipped]
-    counts = Counter(label for _, label in pairs['train'])
-    left_out = {label: counts[label] for _, label in pairs['train'] + pairs['valid'] if counts[label] < min_images}
-    train, valid = ([pair for pair in pairs[split] if pair[1] not in left_out] for split in ('train', 'valid'))
+    paths = [path for path, _ in pairs['train'] + pairs['valid']]
+    skipped |= {path: fault for path, fault in zip(paths, parallel(fault_of, paths, threadpool=True)) if fault}
+    train, valid = ([pair for pair in pairs[split] if pair[0] not in skipped] for split in ('train', 'valid'))
+    counts = Counter(label for _, label in train)
+    left_out = {label: counts[label] for _, label in train + valid if counts[label] < min_images}
+    train, valid = ([pair for pair in part if pair[1] not in left_out] for part in (train, valid))
     classes = {label for _, label in train}
     if len(classes) < 2:
         raise InputError(f"{folder} has {'a single class' if classes else 'no class'} of {min_images} or more readable "

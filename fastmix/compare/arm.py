@@ -93,11 +93,9 @@ def data_of(dls):
     datasets = [getattr(dl, 'dataset', None) for dl in dls.loaders]
     sizes = [str(len(dataset)) if hasattr(dataset, '__len__') else 'some' for dataset in datasets]
     parts = [part for dataset in datasets for part in leaves(items_of(dataset))]
-    files = [part for part in parts if isinstance(part, Path)]
-    top = os.path.commonpath(files) if files else ''
-    def text(file): return f'{os.path.relpath(file, top)} {file.stat().st_size}'
-    parts = [text(part) if isinstance(part, Path) else part for part in parts]
-    return f"{' + '.join(sizes)} samples, {fingerprint(*parts)}"
+    top = os.path.commonpath([part for part in parts if isinstance(part, Path)] or [''])
+    def text(part): return f'{os.path.relpath(part, top)} {part.stat().st_size}' if isinstance(part, Path) else part
+    return f"{' + '.join(sizes)} samples, {fingerprint(*map(text, parts))}"
 
 # %% ../../nbs/compare/arm.ipynb #36c7316f
 def name_of(o):

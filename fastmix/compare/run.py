@@ -143,10 +143,10 @@ def missing(self:Comparison, wanted, retry):
 # %% ../../nbs/compare/run.ipynb #0c1a0e60
 def differs_text(result, arm, seed, e, folder):
     "Why a run is not written, and what to do"
-    hints = dict(weights='make_learner must make a new model each time, from the same code',
-                 data='make_learner must split the data in the same way, and no file may change',
-                 order='the batches must come in the same order')
-    hint = next((f'. {hint}' for name, hint in hints.items() if e.text.startswith(f'{name}: ')), '')
+    hints = dict(weights='. make_learner must make a new model each time, from the same code',
+                 data='. make_learner must split the data in the same way, and no file may change',
+                 order='. the batches must come in the same order')
+    hint = hints.get(e.text.partition(': ')[0], '')
     others = [text for text in dict.fromkeys(result.runs.versions) if text != versions()]
     made = f" (they were made with {' and '.join(others)}; now it's {versions()})" if others else ''
     other = ': give another folder' if folder else ''

@@ -20,7 +20,8 @@ def clause(arm, first, metric, higher_is_better, percent, margin, row, is_first=
     "What came of an arm that was decided; the measure is named once"
     def size(value): return points(abs(value), percent, digits=1)
     if row.verdict.startswith('the same'): return f'{arm} is the same as {first} within {size(margin)}'
-    if row.verdict.startswith('no '): return f'{arm} is no {row.verdict.split()[1]} than {first} by more than {size(margin)}'
+    if row.verdict.startswith('no '):
+        return f'{arm} is no {row.verdict.split()[1]} than {first} by more than {size(margin)}'
     gains, lowers = dict(better=('gains', 'lowers'), worse=('loses', 'raises'))[row.verdict]
     gain, within = size(row.difference), interval(*sorted(map(abs, (row.ci_low, row.ci_high))), percent, '', 1)
     if higher_is_better: return f'{arm} {gains} {gain}' + f' of {words(metric)} here,'*is_first + f' {within}'
@@ -30,7 +31,6 @@ def clause(arm, first, metric, higher_is_better, percent, margin, row, is_first=
 @patch
 def short_of(self:Comparison, metric, higher_is_better=None, margin=None):
     "How many more seeds would show which difference, of the arms that can't be told from the first"
-    metric, higher_is_better = self.judged_by(metric, higher_is_better)
     table, differences = self.table(metric, higher_is_better, margin), self.differences(metric)
     size = margin or (.01 if self.in_percent(metric) else float(f'{abs(table[metric].iloc[0])/20:.1g}'))
     is_open = table.verdict[1:].str.startswith('not ').to_numpy(bool)
@@ -74,7 +74,8 @@ def summary(self:Comparison,
     parts = [clause(arm, first, metric, higher_is_better, percent, margin, row, i == 0)
              for i, (arm, row) in enumerate(said.iterrows())]
     if len(unclear):
-        parts += [f'{listed(unclear.index)} cannot be told from {first}', self.what_next(metric, higher_is_better, margin)]
+        next_seeds = self.what_next(metric, higher_is_better, margin)
+        parts += [f'{listed(unclear.index)} cannot be told from {first}', next_seeds]
     if len(few):
         so_far = [f"{arm} {points(gain, percent, '+', 1)}" for arm, gain in few.difference.dropna().items()]
         so_far = f" (so far {', '.join(so_far)})" if so_far else ''
@@ -166,11 +167,10 @@ def failures(self:Comparison) -> list: # Of sentences, one for each run that fai
 @patch
 def overview(self:Comparison):
     "The table as text that fits the window, without differences"
-    table = self.for_reading().drop(columns=['verdict'], errors='ignore')
-    table = table.loc[:, [not name.startswith(f'{words(self.judged_by()[0])} against') for name in table]]
-    narrow = ['arm', 'seeds', next(name for name in table if name.split(',')[0] == words(self.judged_by()[0]))]
+    table, against = self.for_reading(), f'{words(self.judged_by()[0])} against'
+    table = table[[name for name in table if name != 'verdict' and not name.startswith(against)]]
     fits = len(table.to_string(index=False).partition('\n')[0]) <= shutil.get_terminal_size((120, 30)).columns
-    return (table if fits else table[narrow]).to_string(index=False)
+    return (table if fits else table.iloc[:, :3]).to_string(index=False)
 
 @patch
 def __str__(self:Comparison):

@@ -81,7 +81,8 @@ def table(self:Comparison,
     table = status.agg(seeds=lambda s: (s == 'finished').sum(), failed=lambda s: (s != 'finished').sum())
     for name in self.measures: table[[name, f'{name}_sd']] = finished[name].agg(['mean', 'std'])
     table = table.join(pd.DataFrame(judged, index=differences.index))
-    return table.assign(seconds_per_epoch=(self.finished.seconds / self.finished.epochs).groupby(self.finished.arm).mean())
+    seconds = self.finished.seconds / self.finished.epochs
+    return table.assign(seconds_per_epoch=seconds.groupby(self.finished.arm).mean())
 
 # %% ../../nbs/compare/table.ipynb #5a463fdf
 def number(value, sign=''):
