@@ -154,9 +154,9 @@ def fit_texts(learn):
         values = [np.max(scheds[name](i/100)) for i in range(101)] if name in scheds else [value]
         return f'{values[0]:.4g} to {max(values):.4g}' if name == 'lr' or name in scheds else value
     groups = [{name: planned(name, value) for name, value in group.items()} for group in learn.opt.hypers]
-    rate = groups[-1].pop('lr')
-    hypers = dict.fromkeys(as_text({name: value for name, value in group.items() if name != 'lr'}) for group in groups)
-    return {'epochs': str(learn.n_epoch), 'learning rate': rate, 'hyperparameters': '; '.join(hypers)}
+    rates = [group.pop('lr') for group in groups]
+    hypers = dict.fromkeys(map(as_text, groups))
+    return {'epochs': str(learn.n_epoch), 'learning rate': rates[-1], 'hyperparameters': '; '.join(hypers)}
 
 # %% ../../nbs/compare/arm.ipynb #6255b9c7
 def loader_of(dl): return getattr(dl, 'fake_l', dl) # Where the number of workers is: fastai's has one of torch's inside

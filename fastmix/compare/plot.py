@@ -40,7 +40,7 @@ def plot_curves(curves, name, styles, ax, percent=False):
     if percent: in_hundredths(ax.yaxis)
     ax.set(title=words(name) + ', %'*percent, xlabel=f'epoch{mixed}')
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    if len(curves) and curves.epoch.max() == 1: ax.set(xlim=(.5, 1.5), xticks=[1])
+    if curves.epoch.max() == 1: ax.set(xlim=(.5, 1.5), xticks=[1])
 
 # %% ../../nbs/compare/plot.ipynb #688717b7
 def plot_differences(comparison, styles, metric, higher_is_better, ax):

@@ -171,7 +171,7 @@ def classes_of(comparison):
     "The mean accuracy per class, and its differences to the first arm"
     names = [name for name in comparison.measures if name.startswith(per_class)]
     means = comparison.finished.groupby('arm', sort=False)[names].mean().T.dropna(how='all')
-    if not len(means.T) or not len(means): return []
+    if means.empty: return []
     first, *others = means.columns
     gains = means[others].sub(means[first], axis=0)
     means = means.loc[gains.abs().max(axis=1).sort_values(ascending=False).index]

@@ -50,7 +50,9 @@ def listed(names): return ' and '.join(filter(None, [', '.join(names[:-1]), *nam
 def what_next(self:Comparison, metric, higher_is_better=None, margin=None):
     "What more seeds would show of the arms that can't be told from the first"
     percent, parts = self.in_percent(metric), []
-    def shown(size): return f'{100*size:.3g} points'.replace('1 points', 'one point') if percent else f'a difference of {size:g}'
+    def shown(size):
+        if not percent: return f'a difference of {size:g}'
+        return 'one point' if math.isclose(size, .01) else f'{100*size:.3g} points'
     for size, more in self.short_of(metric, higher_is_better, margin).items():
         if math.isnan(more): parts.append(f'{shown(size)} would take more than 200')
         elif parts: parts.append(f'and {more} more would show {shown(size)}')
