@@ -118,7 +118,7 @@ _layouts = 'expected one folder per class, or files such as beagle_12.jpg'
 def read_folder(
     folder:Path, # With one folder per class or with files such as `beagle_12.jpg`; with a split or without
 ) -> tuple: # `{'train', 'valid', 'test': pairs of path and class}`, `{path: reason}` of the files that were skipped
-    "The images below `folder` and their classes; `InputError` where there is no folder or no image"
+    "The images below `folder` and their classes; `InputError` if there is no folder or no image"
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f'no such folder: {folder}')
     paths = sorted(path.relative_to(folder) for path in image_files(folder))
@@ -137,7 +137,7 @@ def read_folder(
 
 # %% ../nbs/08_data.ipynb #5c1d09ad
 def check_classes(folder, labels):
-    "Raise an `InputError` where `folder` is the root of a data set, and not the folder of its classes"
+    "Raise an `InputError` if `folder` is the root of a data set, and not the folder of its classes"
     inside = next((label for label in labels if label.lower() in ('images', 'jpegimages', 'imgs')), None)
     if inside: raise InputError(f"{folder} looks like the root of a data set, with {', '.join(sorted(labels))} in it; "
                                 f"did you mean {Path(folder)/inside}?")
@@ -145,21 +145,21 @@ def check_classes(folder, labels):
 # %% ../nbs/08_data.ipynb #89ce69b4
 def fault_of(
     path:Path, # Of an image
-) -> str: # For example `unreadable`; empty where there is none
+) -> str: # For example `unreadable`; empty if there is no fault
     "Why an image cannot be used"
     if not verify_image(path): return 'unreadable'
-    with Image.open(path) as image: deep = image.mode[0] in 'IF' # which become all white or black as 8 bits
+    with Image.open(path) as image: deep = image.mode[0] in 'IF' # Which become all white or black as 8 bits
     return 'more than 8 bits per channel' if deep else ''
 
 
 # %% ../nbs/08_data.ipynb #5c1d09b0
 def folder_images(
     folder:Path, # As `read_folder` takes it
-    seed:int=42, # Of the split where none is given
+    seed:int=42, # Seed of the split, if there is none yet
     min_images:int=5, # Classes with fewer images to train on are left out
     test:bool=False, # Validate on the test split, and leave the validation split alone?
 ) -> LabelledImages:
-    "The usable images below `folder`; `InputError` where there are none, or fewer than two classes"
+    "The usable images below `folder`; `InputError` if there are none, or fewer than two classes"
     pairs, skipped = read_folder(folder)
     check_classes(folder, {label for _, label in pairs['train'] + pairs['valid']})
     if test: pairs |= dict(valid=[pair for pair in pairs['test'] if pair[1]], test=[])
@@ -181,7 +181,7 @@ def folder_images(
 # %% ../nbs/08_data.ipynb #faa9a710
 def get_images(
     data:str, # `'digits'`, `'pets'`, or a folder
-    seed:int=42, # Of the split where none is given
+    seed:int=42, # Seed of the split, if there is none yet
     test:bool=False, # Validate on the given test split?
 ) -> LabelledImages:
     "`digit_images`, the Oxford-IIIT Pets through fastai's `untar_data`, or `folder_images`"
@@ -232,7 +232,7 @@ def with_labels(self:LabelledImages,
 
 # %% ../nbs/08_data.ipynb #5eb9156a
 def check_arrays(images):
-    "Are the images arrays? Raises an `InputError` where some are, or where arrays aren't pictures"
+    "Are the images arrays? Raises an `InputError` if only some are, or if arrays aren't pictures"
     kinds = {(o.dtype.name, o.ndim, *o.shape[2:]) if isinstance(o, np.ndarray) else 'file' for o in images}
     if kinds == {'file'}: return False
     if kinds in ({('uint8', 2)}, {('uint8', 3, 3)}): return True

@@ -126,7 +126,7 @@ def check_model(model, n_in, arch, size, **_):
 
 # %% ../../nbs/compare/images.ipynb #662140e1
 def learner_maker(images, settings):
-    "A function for `compare`, whose learners share their data; `InputError` where the network can't be had or used"
+    "A function for `compare`, whose learners share their data; `InputError` if the network can't be had or used"
     arch, n_in = settings['arch'], images.n_channels
     check_memory(n_in, **settings)
     images = images.with_labels(settings['labels_per_class'] or None, settings['wrong_labels'], settings['seed'])

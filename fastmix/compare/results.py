@@ -98,7 +98,7 @@ def read_table(path, needed, key):
 def read_results(
     folder:Path, # As `compare` has written it, also while it does
 ) -> Comparison: # Without `make_learner`, and without runs where none has ended yet
-    "The results in `folder`. `FileNotFoundError` where there are none, `ValueError` where they can't be read"
+    "The results in `folder`. `FileNotFoundError` if there are none, `ValueError` if they can't be read"
     folder = Path(folder)
     told = json.loads((folder/'settings.json').read_text(encoding='utf-8'))
     if not isinstance(told, dict): raise ValueError('settings.json holds no settings')

@@ -31,7 +31,7 @@ def bump(centre, width, own, size):
         row = torch.exp(-math.pi*(at/width[:, i:i+1].clamp(min=1e-6))**2)
         rows.append(row.view(len(row), *[1]*i, length, *[1]*(len(size)-1-i)))
     own = own.view(-1, *[1]*len(size))
-    return torch.addcmul(1-own, reduce(mul, rows[:-1], 2*own - 1), rows[-1])
+    return reduce(mul, rows, 2*own - 1).add_(1-own)
 
 # %% ../../nbs/methods/gmix.ipynb #e58d897d
 @delegates()
