@@ -44,9 +44,9 @@ class Comparison:
 def no_runs(settings):
     return Comparison(pd.DataFrame(columns=about), pd.DataFrame(columns=['arm', 'seed', 'epoch']), settings)
 
-def others(table, **key):
+def others(table, arm, seed):
     "The rows of a table, as dictionaries, but those of one run"
-    return [row for row in table.to_dict('records') if any(row[name] != value for name, value in key.items())]
+    return table[(table.arm != arm) | (table.seed != seed)].to_dict('records')
 
 # %% ../../nbs/compare/results.ipynb #a2c8f88a
 @patch
