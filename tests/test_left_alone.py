@@ -247,12 +247,14 @@ def test_ctrl_c_while_modules_are_imported(tmp_path, module):
 def test_ctrl_c_prints_what_there_is(tmp_path):
     with subprocess.Popen([sys.executable, '-m', 'fastmix', *options(out=tmp_path/'out', mixes='none,mixup', epochs=6, seeds=3)], env=environment(),
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        waited_for = {'none, seed 42', 'mixup, seed 42'} # In any order, as two are trained at once
         for line in process.stdout:
-            if line.startswith('mixup, seed 42'): break
+            waited_for.discard(line.partition(':')[0])
+            if not waited_for: break
         process.send_signal(signal.SIGINT)
         rest, errors = process.stdout.read(), process.stderr.read()
     assert process.returncode == 130 and 'goes on from there' in errors and 'Traceback' not in errors
-    assert 'mixup against none: no verdict with 1 seed' in rest
+    assert 'mixup against none: no verdict with' in rest
 
 
 # ---- sizes

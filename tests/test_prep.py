@@ -1,11 +1,13 @@
-"""A new method is one notebook: `make prep` makes everything else from it, and leaves nothing of one that is gone."""
+"""A new method is one notebook: `make prep` makes everything else from it, and leaves nothing of one that is gone. And
+the notebooks keep the typography that CONTRIBUTING.md describes, as far as that can be told without doubt."""
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from fastcore.nbio import dict2nb, mk_cell, write_nb
+from fastcore.nbio import dict2nb, mk_cell, read_nb, write_nb
 
 root = Path(__file__).resolve().parent.parent
 sys.path.append(str(root/'tools'))
@@ -65,3 +67,41 @@ def test_its_own_files_and_what_lists_the_modules_change_and_nothing_else(trees)
 def test_when_it_is_gone_all_is_as_before(trees):
     _, before, _, after, _ = trees
     assert after == before
+
+
+unusual = {
+    'curly quotes': r'[“”‘’]', 'a dash between words': r'[a-z)] [-–] [A-Za-z(]|—', 'two spaces': r'\S {2,}\S', 'a space at the end': r' $',
+    'three dots, not …': r'\.\.\.', 'no space before %': r'\d%', 'x, not ×': r'\d ?x ?\d', 'arXiv with a colon': r'arXiv:',
+    'a link to arXiv without its number': r'\[(?!(?:arXiv )?(\d{4}\.\d{4,5})\]\(https://arxiv\.org/abs/\1\))[^\]]*\]\([^)]*arxiv\.org',
+    'a heading that ends like a sentence': r'^#+ .*[.:;]$'}
+
+
+def breaks(text):
+    "What in Markdown `text`, its code and formulas aside, isn't as CONTRIBUTING.md has it: what it is, and the line"
+    prose = re.sub(r'^```.*?^```|^ {4}.*?$', '', text, flags=re.M | re.S)
+    prose = re.sub(r'`[^`\n]+`|\$[^$\n]+\$', 'code', prose)
+    return [(what, line) for what, pattern in unusual.items() for line in prose.splitlines() if re.search(pattern, line)]
+
+
+@pytest.mark.parametrize('text, what', [
+    ('A “mix”', 'curly quotes'), ('own - partner', 'a dash between words'), ('one  two', 'two spaces'), ('and so on...', 'three dots, not …'),
+    ('gains 5% here', 'no space before %'), ('8 x 8', 'x, not ×'), ('(arXiv:1710.09412)', 'arXiv with a colon'),
+    ('[mixup](https://arxiv.org/abs/1710.09412)', 'a link to arXiv without its number'),
+    ('[arXiv 1710.09412](https://arxiv.org/pdf/1710.09412)', 'a link to arXiv without its number'), ('## The cost.', 'a heading that ends like a sentence')])
+def test_the_unusual_is_found(text, what): assert breaks(text) == [(what, text)]
+
+
+@pytest.mark.parametrize('text', ['`a - b`, `f(...)` and $a - b$', '```\ncut  - x\n```', '| – | 5 % · (1/3 - 1/8) |',
+                                  '[arXiv 1710.09412](https://arxiv.org/abs/1710.09412), [1710.09412](https://arxiv.org/abs/1710.09412)'])
+def test_the_usual_is_left_alone(text): assert breaks(text) == []
+
+
+@pytest.mark.parametrize('page', sorted((root/'nbs').rglob('*.ipynb')), ids=lambda page: page.relative_to(root/'nbs').as_posix())
+def test_notebooks_keep_one_typography(page):
+    cells = read_nb(page).cells
+    prose = [cell.source for cell in cells if cell.cell_type == 'markdown']
+    assert [found for text in prose for found in breaks(text)] == []
+    titles = re.findall(r'^# .*$', re.sub(r'^```.*?^```', '', '\n'.join(prose), flags=re.M | re.S), re.M)
+    assert len(titles) == 1 and prose[0].startswith(titles[0] + '\n\n> '), 'a page begins with its only title, and a line that says what it is about'
+    code = [cell.source for cell in cells if cell.cell_type == 'code']
+    assert not [text for text in code if re.search(r'\n\n\n|[ \t]$', text, re.M)], 'two blank lines, or a space at the end of one'

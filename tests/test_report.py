@@ -59,7 +59,7 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag): assert self.open.pop() == tag
     def handle_data(self, data):
-        if self.open and self.open[-1] != 'style': self.texts.append(data)
+        if self.open and self.open[-1] != 'style': self.texts.append(data.replace('\xa0', ' '))
 
     @property
     def text(self): return ' '.join(self.texts)
@@ -108,6 +108,12 @@ def test_everything_is_on_the_page(comparison, report):
         assert min(image.size) > 300 and pixels[..., 3].std() > 10
     assert len({image.tobytes() for _, image in page.images}) == 9
     assert list(report.parent.iterdir()) == [report] and report.name == 'report.html'
+
+
+def test_a_narrow_cell_breaks_only_before_an_interval(report):
+    arms = report.read_text(encoding='utf-8').partition('class="arms"')[2].partition('</table>')[0].replace('\xa0', '_')
+    cells = re.findall('<td>([^<]+)</td>', arms)
+    assert len(cells) > 9 and all(re.fullmatch(r'\S+( \[\S+)?', cell) for cell in cells), cells
 
 
 def test_no_other_file_belongs_to_it(report):

@@ -117,9 +117,10 @@ class TestPages:
             entry_ids = [name for level, name in headings[begin + 1:] if pages[page].ids[name] == 'symbol']
             assert [name for _, name in headings[begin + 1:begin + 1 + len(entry_ids)]] == entry_ids, page
             opening = pages[page].text.partition('id="reference"')[0].partition('<article')[2]
-            words = re.findall(r'\w+', re.sub('<[^>]+>', '', opening).lower())
+            code = ' '.join(re.findall('<code.*?</code>', opening, re.S))
+            words = re.findall(r'\w+', re.sub('<[^>]+>', '', code).lower())
             if used := [name for name in entry_ids if name.rpartition('.')[2] in words]: begun[page] = used[0] == entry_ids[0]
-        assert all(begun.values()) and len(begun) > 20, begun
+        assert not [page for page, is_first in begun.items() if not is_first] and len(begun) > 20
 
     def test_types_are_names(self, pages):
         shown = {page: re.findall(r'&lt;(?:built-in|class|function)[^&]*&gt;', pages[page].text) for _, page, _ in entries()}
@@ -212,6 +213,44 @@ class TestTheBuilder:
         def png(width): return b'\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR' + width.to_bytes(4) + bytes(4)
 
         assert [least_width(png(width)) for width in (300, 840, 1300)] == [300, 640, 975] and least_width(png(1300), 650) == 640
+
+    def test_tables_are_for_reading(self):
+        import pandas as pd
+        from pages import table
+        def rows(frame): return [re.split(r' \| ', row.strip('| ')) for row in table(frame._repr_html_()).splitlines()]
+
+        columns = pd.MultiIndex.from_product([['strict', 'ours'], [3, 5]], names=['found', 'seeds'])
+        found = rows(pd.DataFrame([[1, 2, 3, '–']], pd.Index(['all'], name='size'), columns))
+        assert found == [['size / seeds / found', 'strict, 3', 'strict, 5', 'ours, 3', 'ours, 5'], ['---'] + ['---:']*4, ['all', '1', '2', '3', '–']]
+        index = pd.MultiIndex.from_tuples([('short', 'none'), ('short', 'MixUp'), ('long', 'none')], names=[None, 'arm'])
+        found = table(pd.DataFrame({'gain': ['', '+1.0 [-2.0, +3.0]', '1 ± 2']}, index)._repr_html_()).splitlines()
+        gap = '\N{NO-BREAK SPACE}'
+        assert found[2:] == ['| short | none |  |', f'|  | MixUp | +1.0 [-2.0,{gap}+3.0] |', f'| long | none | 1{gap}±{gap}2 |']
+        assert rows(pd.DataFrame({'arm': ['none', 'MixUp'], 'seeds': [3, 3]}))[2:] == [['none', '3'], ['MixUp', '3']]
+        assert rows(pd.DataFrame({'loss': [.5, .4]}))[2:] == [['0', '0.5'], ['1', '0.4']]
+
+    def test_a_property_is_not_shown_as_a_call(self, pages):
+        assert 'Mix.lam' in pages['mix.html'].text and not re.search(r'Mix</span>.{0,60}>lam</span>.{0,60}\(\)', pages['mix.html'].text)
+
+    def test_links_keep_their_texts(self):
+        from pages import Lookup, root
+        lookup = Lookup(root/'nbs/methods/remix.ipynb')
+        assert lookup.link_line('try `MixUp` [with `compare`](run.ipynb)') == f"try [`MixUp`]({lookup.doc('MixUp')}) [with `compare`](run.ipynb)"
+
+    def test_exported_code_is_folded(self, pages):
+        from fastcore.nbio import mk_cell
+        from pages import folded
+        assert folded(mk_cell('#| export\nimport os\n__all__ = []')) == ''
+        text = folded(mk_cell('#| export\n@patch\ndef f(self:Mixer): pass\nx = 3'))
+        assert 'Defined here: `Mixer.f`, `x`</summary>' in text and '@patch\ndef f' in text and 'export' not in text
+        assert pages['mixer.html'].text.count('<summary>Defined here') > 30 and '#|' not in pages['mixer.html'].text
+
+    def test_long_lines_know_their_indentation(self):
+        from docs import indented
+        line = '<span id="__span-0-1"><a id="x"></a>{}</span>\n'
+        code = '    <span class="n">' + 'x'*90 + '</span>'
+        assert indented(line.format(code)) == line.format(code).replace('0-1">', '0-1" style="--in: 4ch">')
+        for other in '    x', 'x'*90: assert indented(line.format(other)) == line.format(other)
 
     def test_a_failure_leaves_the_old_site(self, tmp_path, monkeypatch):
         import docs

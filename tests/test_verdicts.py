@@ -121,6 +121,11 @@ def test_the_luckiest_spread_no_longer_wins():
 def test_in_words(d, margin, higher, verdict): assert judge([d], higher, margin)[0]['verdict'] == verdict
 
 
+@pytest.mark.parametrize('margin', [0, -.01, math.nan])
+def test_a_margin_is_positive(margin):
+    with pytest.raises(ValueError, match='`margin` must be a positive number; got '): judge([.01, .02, .03], margin=margin)
+
+
 def test_so_many_more_seeds_do_show_it():
     "With the number that it says, about four of five comparisons find the difference"
     n = 3 + more_seeds(1.5, 2., 3, k=3, looks=())
@@ -138,8 +143,27 @@ def test_the_first_sentence():
     comparison = made(none=none, CutMix=[v + d for v, d in zip(none, (.02, .025, .018, .022, .02))], MixUp=[v + d for v, d in zip(none, (.01, -.008, .003, -.004, 0))])
     text = comparison.summary()
     assert text.startswith('CutMix gains 2.1 points of accuracy here, [') and '; MixUp cannot be told from none; with this spread, ' in text
-    assert 'one point would take ' in text and text.endswith('.') and 'MixUp is ' in comparison.summary(margin=.03) and 'within 3.0 points' in comparison.summary(margin=.03)
+    assert 'more would show one point' in text and text.endswith('.') and 'MixUp is ' in comparison.summary(margin=.03) and 'within 3.0 points' in comparison.summary(margin=.03)
     assert str(comparison).count(text) == 1 and text in comparison._repr_html_()
+
+
+@pytest.mark.parametrize('metric, curve, said', [
+    ('accuracy', [.5, .9, .8], 'What counts is the last epoch; the arm A was at its best in epoch 2, 90.0 % on average, and ended at 80.0 %.'),
+    ('mse', [.5, .2, .3], 'What counts is the last epoch; the arm A was at its best in epoch 2, 0.2000 on average, and ended at 0.3000.'),
+    ('accuracy', [.5, .9, .89], ''), ('mse', [.5, .4, .2], '')])
+def test_an_earlier_epoch_that_was_better_is_told(metric, curve, said):
+    "Of the runs that finished"
+    comparison = made(metric, none=[.8, .8, None], A=[curve[-1]]*2 + [None])
+    rows = [{'arm': arm, 'seed': seed, 'epoch': epoch, metric: value} for seed in range(3)
+            for arm, values in {'none': [.8]*3, 'A': curve if seed < 2 else [1., 1., 1.]}.items() for epoch, value in enumerate(values, 1)]
+    comparison.curves = pd.DataFrame(rows)
+    assert comparison.best_before(metric) == said and comparison.fine_print().endswith(said or 'not about that of these samples.')
+
+
+def test_one_point_is_called_so_and_no_other():
+    values = dict(none=none, A=[v + d for v, d in zip(none, (.01, -.008, .003, -.004, 0))])
+    assert 'one point' in made(**values).summary()
+    for margin in (.003, .011, .021, .11): assert 'one point' not in made(**values).what_next('accuracy', margin=margin)
 
 
 @pytest.mark.parametrize('metric, better, worse', [
@@ -186,4 +210,4 @@ def test_looks_are_kept(tmp_path):
 def test_a_look_widens_the_intervals():
     values = dict(none=none, A=[v + d for v, d in zip(none, (.01, .012, .009, .002, .014))])
     once, twice = (made(looks=looks, **values).table().loc['A'] for looks in ([], [3]))
-    assert twice.ci_low < once.ci_low and 'counts the looks at 3 seeds' in made(looks=[3], **values).fine_print()
+    assert twice.ci_low < once.ci_low and 'the looks at 3 seeds are counted' in made(looks=[3], **values).fine_print()

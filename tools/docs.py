@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from html import unescape
 from pathlib import Path
 
 from fastcore.ansi import strip_ansi
@@ -120,7 +121,19 @@ def build(work):
     if made.returncode or 'warning' in (made.stdout + made.stderr).lower():
         sys.exit(strip_ansi(f'{made.stdout}{made.stderr}\nThe site was not built.'))
     add_markdown(docs, work/'site')
+    for page in (work/'site').rglob('*.html'): page.write_text(indented(page.read_text()))
     return work/'site'
+
+
+def indented(page):
+    "A page's HTML in which each long line of code knows its indentation: what goes on below stands further in than that"
+    def mark(line):
+        text = unescape(re.sub('<[^>]+>', '', line[2]))
+        indent = len(text) - len(text.lstrip(' '))
+        style = f' style="--in: {indent}ch"' if indent and len(text) > 80 else ''
+        return f'{line[1]}{style}>{line[2]}'
+
+    return re.sub(r'(<span id="__span-\d+-\d+")>(<a [^\n]*)', mark, page)
 
 
 def add_markdown(docs, site):

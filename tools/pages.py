@@ -125,14 +125,16 @@ def parameter_table(sym):
 
     rows = [(name, ' or '.join(f'`{part}`' for part in type.split(' | ') if part), default and f'<code>{cell(default)}</code>',
              cell(meaning)) for name, type, default, meaning in rows]
-    head = ('argument', 'type', 'default', 'meaning'), ['---']*4
-    return '\n'.join(f'| {" | ".join(row)} |' for row in [*head, *rows])
+    columns = zip(('argument', 'type', 'default', 'meaning'), ['---']*4, *rows)
+    told = [column for column in columns if any(column[2:])]
+    return '\n'.join(f'| {" | ".join(row)} |' for row in zip(*told))
 
 
 def entry(sym, name, level, **place):
     "The entry of a class or function: signature, docstring, arguments; of a class its methods that have a docstring, too"
     renderer = MarkdownRenderer(sym, name=name)
-    parts = [heading(name, level, **place), signature(name, renderer.sig) if renderer.sig else '', renderer.docs]
+    called = renderer.sig and not isinstance(sym, property)
+    parts = [heading(name, level, **place), signature(name, renderer.sig) if called else '', renderer.docs]
     if isclass(sym):
         bases = [f'`{base.__name__}`' for base in sym.__bases__ if base is not object]
         if bases: parts.append(f'Extends {" and ".join(bases)}.')
@@ -174,11 +176,21 @@ def by_use(names, code):
     return [name for group in sorted(groups, key=place.get) for name in groups[group]]
 
 
+def folded(cell):
+    "The code of an exported cell, folded under the names that it defines; nothing of one that only imports"
+    code = re.sub(r'^#\|.*\n*', '', cell.source, flags=re.M).strip()
+    statements = [o for o in ast.parse(code).body if not isinstance(o, (ast.Import, ast.ImportFrom))]
+    names = [name for o in statements for name in names_defined(o) if name != '__all__']
+    if not names: return ''
+    return (f'<details class="defined" markdown="1" data-search-exclude>\n<summary markdown="span">Defined here: {", ".join(f"`{name}`" for name in names)}</summary>\n\n'
+            f'```python\n{code}\n```\n\n</details>')
+
+
 class add_entries(Processor):
     """An entry for every public name, values included
 
     They stand before the first section of a page, on that of a method before its code, in the order in which what is above
-    them uses the names; where they are defined, a line leads to them.
+    them uses the names. Where names are defined, a line leads to their entries, and unfolds the code.
     """
     def begin(self):
         to = exports_to(self.nb)
@@ -189,9 +201,8 @@ class add_entries(Processor):
         entries = {name: text for _, texts in found for name, text in texts.items()}
         first = self.nb.cells[section] if section < len(self.nb.cells) else None
         opening = self.nb.cells[:section]
-        for cell, texts in reversed(found):
-            if texts and cell not in opening:
-                self.insert(self.nb.cells.index(cell) + 1, [f"Defined here: {', '.join(f'`{name}`' for name in texts)}\n{{: .defined }}"])
+        for cell, _ in reversed(found):
+            if cell not in opening and (text := folded(cell)): self.insert(self.nb.cells.index(cell) + 1, [text])
         place = self.nb.cells.index(first) if first else len(self.nb.cells)
         names = by_use(entries, code_in(opening))
         if names: self.insert(place, ['## Reference', *(entries[name] for name in names)])
@@ -241,7 +252,11 @@ class Lookup(NbdevLookup):
         if name in self.own: return self.own[name]
         if sum(f'{module}.{name}' in symbols for module, symbols in self.fastai.items()) < 2: return super().doc(name)
 
-    def link_line(self, line): return re.sub(r'(?<!\[)`([^`\s]+?)(?:\(\))?`', self._link_sym, line)
+    def link_line(self, line):
+        "Names in a line, but for those in the text of a link"
+        parts = re.split(r'(\[(?:`[^`]*`|[^]`])*\]\()', line)
+        parts[::2] = [re.sub(r'`([^`\s]+?)(?:\(\))?`', self._link_sym, part) for part in parts[::2]]
+        return ''.join(parts)
 
 
 def relink(markdown, source, page, target):
@@ -260,20 +275,51 @@ def relink(markdown, source, page, target):
     return ''.join(parts)
 
 
+def grid(part):
+    """The cells of a part of a DataFrame's HTML, row by row
+
+    A head over several columns stands over each of them. What spans several rows stands in the first one.
+    """
+    rows, below = [], {}  # Column: in how many more rows a cell from above reaches into it
+    for row in re.findall(r'<tr.*?</tr>', part, re.S):
+        found, texts = iter(re.findall(r'<t[hd]([^>]*)>(.*?)</t[hd]>', row, re.S)), []
+        while True:
+            if below.get(len(texts)):
+                below[len(texts)] -= 1
+                texts.append('')
+                continue
+            attributes, text = next(found, (None, ''))
+            if attributes is None: break
+            across, down = (int(o[1]) if (o := re.search(rf'{span}="(\d+)"', attributes)) else 1 for span in ('colspan', 'rowspan'))
+            if down > 1: below[len(texts)] = down - 1
+            texts += [' '.join(text.split()).replace('|', r'\|')]*across
+        rows.append(texts)
+    return rows
+
+
+def unbroken(text):
+    "A number stays in one line with its error, an interval with itself"
+    text = re.sub(r' ± ', '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}', text)
+    return re.sub(r'\[[-+.\d]+, [-+.\d]+\]', lambda o: o[0].replace(' ', '\N{NO-BREAK SPACE}'), text)
+
+
 def table(html):
-    "A DataFrame's HTML as a Markdown table; any other HTML without its style"
+    """A DataFrame's HTML as a Markdown table; any other HTML without its style
+
+    The numbers of the rows are left out where a column of texts tells them apart.
+    """
     html = re.sub(r'<style.*?</style>\s*', '', html, flags=re.S)
-    if 'class="dataframe"' not in html or 'span="' in html: return html
+    if 'class="dataframe"' not in html: return html
     head, _, body = html.partition('</thead>')
-
-    def cells(row): return re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row, re.S)
-
-    head, body = ([[' '.join(cell.split()).replace('|', r'\|') for cell in cells(row)]
-                   for row in re.findall(r'<tr.*?</tr>', part, re.S)] for part in (head, body))
-    names = [''.join(column) for column in zip(*head)]  # a named index has a header row of its own
-    numeric = [all(re.fullmatch(r'[-+.\d]+(e[-+]?\d+)?%?|NaN', cell) for cell in column) for column in zip(*body)]
-    rows = [names, ['---:' if right else '---' for right in numeric], *body]
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+    head, body = grid(head), grid(body)
+    first, *others = ([text for text in column if text] for column in zip(*head))
+    names = [' / '.join(reversed(first)), *(', '.join(column) for column in others)]  # A named index has a row of its own
+    columns = list(zip(*body))
+    numeric = [any(map(str.strip, column)) and all(re.fullmatch(r'([-+.\d]+(e[-+]?\d+)?( ?(%|ms|µs))?|NaN|–|)', cell) for cell in column)
+               for column in columns]
+    counted = not names[0] and list(columns[0]) == [str(i) for i in range(len(body))] and not all(numeric[1:2])
+    rows = [names, ['---:' if right else '---' for right in numeric], *([unbroken(cell) for cell in row] for row in body)]
+    return '\n'.join(f'| {" | ".join(row[counted:])} |' for row in rows)
 
 
 def printed(text):

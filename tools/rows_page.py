@@ -32,7 +32,7 @@ def run():
     return [(row, outcome(row.check, fastmix.all), outcome(row.check, fastai.callback.mixup)) for row in rows]
 
 
-def line(*cells): return '| ' + ' | '.join(cell.replace('|', r'\|') for cell in cells) + ' |'
+def line(*cells): return '| ' + ' | '.join(cell.replace('|', r'\|').replace('__', r'\_\_') for cell in cells) + ' |'
 
 
 def page(results):

@@ -17,6 +17,7 @@ from fastai.callback import schedule  # noqa: F401 (gives Learner its fit_one_cy
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import no_random
+from fastcore.basics import groupby
 
 from ..all import all_mixers
 from .report import accuracy_per_class, pictures_page
@@ -78,11 +79,10 @@ def has_weights(name):
 # %% ../../nbs/compare/images.ipynb #b19b6644
 def skipped_lines(skipped, names=3):
     "The files that are skipped, by reason: some of their names, and how many"
-    lines, by_reason = [], {}
-    for path, reason in skipped.items(): by_reason.setdefault(reason, []).append(str(path))
-    for reason, paths in by_reason.items():
+    lines = []
+    for reason, paths in groupby(skipped.items(), key=1, val=0).items():
         more = f', … ({len(paths)} files, all in skipped.txt)' if len(paths) > names else ''
-        lines.append(f"skipped, {reason}: {', '.join(paths[:names])}{more}")
+        lines.append(f"skipped, {reason}: {', '.join(map(str, paths[:names]))}{more}")
     return lines
 
 # %% ../../nbs/compare/images.ipynb #1cefdadc
@@ -126,7 +126,7 @@ def check_model(model, n_in, arch, size, **_):
 
 # %% ../../nbs/compare/images.ipynb #662140e1
 def learner_maker(images, settings):
-    "A function for `compare`, whose learners share their data; `InputError` where the network can't be had or used"
+    "A function for `compare`, whose learners share their data; `InputError` if the network can't be had or used"
     arch, n_in = settings['arch'], images.n_channels
     check_memory(n_in, **settings)
     images = images.with_labels(settings['labels_per_class'] or None, settings['wrong_labels'], settings['seed'])
@@ -186,22 +186,23 @@ def set_aside(out):
     for name in names: shutil.move(out/name, out/'old'/name)
 
 # %% ../../nbs/compare/images.ipynb #4a5f5c49
-def print_results(comparison):
+def print_results(comparison, margin=None):
     if not len(comparison.finished): return print(comparison)
-    said = [comparison.summary(), *comparison.verdicts(), comparison.fine_print()] if comparison.summary() else []
+    said = [comparison.summary(margin=margin), *comparison.verdicts(margin=margin), comparison.fine_print()]
+    if comparison.runs.arm.nunique() == 1: said = []
     print('', comparison.overview(), '', *map(fill, said + comparison.failures()), '', sep='\n')
 
-def compare_all(make_learner, settings, out, fixed, **kwargs):
+def compare_all(make_learner, settings, out, fixed, margin=None, **kwargs):
     "The comparison; what there is of it is printed where it's stopped, or the disk is full"
     arms = {mix: mixer_named(mix) for mix in settings['mixes']}
     seeds, seed, fit = settings['seeds'], settings['seed'], partial(train, **settings)
     try: return compare(make_learner, arms, fit, seeds, seed, out, fixed, accuracy_per_class, **kwargs)
     except (KeyboardInterrupt, OSError):
-        if (out/'results.csv').exists(): print_results(read_results(out))
+        if (out/'results.csv').exists(): print_results(read_results(out), margin)
         raise
 
 # %% ../../nbs/compare/images.ipynb #9a61fd38
-def carry_out(settings, out, force=False, verbose=False, retry=False, jobs=1):
+def carry_out(settings, out, force=False, verbose=False, retry=False, jobs=1, margin=None):
     "Compare, print what came of it, and write the report"
     check_names(settings)
     fixed = {name: value for name, value in settings.items() if name not in ('mixes', 'seeds')}
@@ -217,17 +218,17 @@ def carry_out(settings, out, force=False, verbose=False, retry=False, jobs=1):
             with held(out): set_aside(out)
         skipped = [f'{path}: {reason}\n' for path, reason in images.skipped.items()]
         if skipped: write_file(out/'skipped.txt', ''.join(skipped))
-        comparison = compare_all(make_learner, settings, out, fixed, verbose=verbose, retry=retry, jobs=jobs)
-        print_results(comparison)
-        print(f'{lesson(settings)}The report, with curves and pictures of the batches: {comparison.report(out)}')
+        comparison = compare_all(make_learner, settings, out, fixed, margin, verbose=verbose, retry=retry, jobs=jobs)
+        print_results(comparison, margin)
+        print(f'{lesson(settings)}The report, with curves and pictures of the batches: {comparison.report(out, margin=margin)}')
     return comparison
 
 # %% ../../nbs/compare/images.ipynb #bad8e9b3
-def report_on(folder):
+def report_on(folder, margin=None):
     "Print what `folder` holds, and write its report"
     try: comparison = read_results(folder)
     except (OSError, ValueError) as e: raise InputError(f'{folder} holds no results that can be read ({e})') from e
-    print_results(comparison)
+    print_results(comparison, margin)
     if not len(comparison.finished): return
     settings = comparison.settings
     with set_up(dict(arch='small', seed=42) | settings):
@@ -236,7 +237,7 @@ def report_on(folder):
             comparison.make_learner = learner_maker(images, settings)
         except (KeyError, InputError) as e: print(f'no pictures of the batches: {e}')
         else: comparison.arms = {arm: mixer_named(arm) for arm in dict.fromkeys(comparison.runs.arm)}
-        print(f'The report: {comparison.report(folder)}')
+        print(f'The report: {comparison.report(folder, margin=margin)}')
 
 # %% ../../nbs/compare/images.ipynb #c0b7535e
 def show(settings, out):

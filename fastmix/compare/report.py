@@ -90,21 +90,21 @@ same = dict(bs='batch size', lr='learning rate', epochs='epochs') # Said in a se
 
 def said_once(comparison):
     "Settings, and what the runs are made of, a row each"
-    read = list(dict.fromkeys(name for texts in comparison.made_of.values() for name in texts if name != 'measures'))
+    read = pd.DataFrame(comparison.made_of).drop('measures', errors='ignore').fillna('none')
     rows = {name: ', '.join(map(str, value)) or 'none' if isinstance(value, list) else str(value)
-            for name, value in comparison.settings.items() if same.get(name) not in read}
-    for name in read:
-        texts = {arm: texts.get(name, 'none') for arm, texts in comparison.made_of.items()}
+            for name, value in comparison.settings.items() if same.get(name) not in read.index}
+    for name, texts in read.iterrows():
         each = '; '.join(f'{arm}: {text}' for arm, text in texts.items())
-        rows.setdefault(name, each if len({*texts.values()}) > 1 else texts.popitem()[1])
+        rows.setdefault(name, each if texts.nunique() > 1 else texts.iloc[0])
     return pd.DataFrame(rows.items(), columns=['setting', 'value'])
 
 # %% ../../nbs/compare/report.ipynb #690da471
 table_note = ('Within a seed, all arms started from the same weights and saw the same batches. Numbers are means ± standard '
-              'deviations over the seeds; in brackets, the interval of the mean difference to the first arm.')
+              'deviations over the seeds, of the last epoch; in brackets, the 95 % interval of the mean difference to the '
+              'first arm. The others are not compared with each other.')
 plot_note = ('Lines are means of the seeds, bands reach from the lowest to the highest seed. In the differences, a tick is '
-             'a seed, the mark their mean, and the bar its interval: one that leaves out zero is a verdict. The training '
-             'loss of an arm that mixes is that of mixed samples: it cannot be compared between arms.')
+             'a seed, the mark their mean, and the bar its interval: one that leaves out zero counts as better or worse. '
+             'The training loss of an arm that mixes is that of mixed samples: it cannot be compared between arms.')
 
 def soft(text): return P(text, cls='soft')
 
@@ -116,10 +116,14 @@ def judged(comparison, metric, higher_is_better, margin):
     reading = comparison.for_reading(*judge).drop(columns='verdict', errors='ignore')
     items = [Li(line, cls=kind_of(verdict)) for verdict, line in zip(table.verdict[1:], verdicts)] if verdicts else []
     failed = [H2('Failed runs'), Ul(*map(Li, comparison.failures()))] if comparison.failures() else []
-    first = [P(said, cls='lead'), Ul(*items, cls='verdicts'), soft(comparison.fine_print(metric))] if said else []
-    return [*first, table_of(reading), soft(table_note), *failed]
+    first = [P(said, cls='lead'), Ul(*items, cls='verdicts'), soft(comparison.fine_print(metric, higher_is_better))] if said else []
+    return [*first, table_of(reading.map(in_one_piece), 'arms'), soft(table_note), *failed]
 
 def kind_of(verdict): return verdict if verdict in ('better', 'worse') else 'open'
+
+def in_one_piece(text):
+    "In a narrow window, a cell may break before an interval, and nowhere else"
+    return str(text).replace(' ', '\xa0').replace('\xa0[', ' [')
 
 # %% ../../nbs/compare/report.ipynb #5191a1f1
 def what_it_saw(pictures):
@@ -135,9 +139,9 @@ shapes = dict(zip('osD^vPX', '●■◆▲▼✚✖'))
 
 def legend_of(arms):
     "The mark and name of each arm"
-    marks = {arm: (shapes[style['marker']], style['color']) for arm, style in styles_of(arms).items()}
-    return Ul(*(Li(Span(mark, cls='plot', style=f'color: {colour}'), f' {arm}') for arm, (mark, colour) in marks.items()),
-              cls='legend')
+    items = [Li(Span(shapes[style['marker']], cls='plot', style=f"color: {style['color']}"), f' {arm}')
+             for arm, style in styles_of(arms).items()]
+    return Ul(*items, cls='legend')
 
 def pictures_of(comparison, metric, higher_is_better, margin):
     "Curves and differences in a grid, and the batches"
@@ -167,13 +171,14 @@ def classes_of(comparison):
     "The mean accuracy per class, and its differences to the first arm"
     names = [name for name in comparison.measures if name.startswith(per_class)]
     means = comparison.finished.groupby('arm', sort=False)[names].mean().T.dropna(how='all')
-    if not len(means.T) or not len(means): return []
+    if means.empty: return []
     first, *others = means.columns
     gains = means[others].sub(means[first], axis=0)
     means = means.loc[gains.abs().max(axis=1).sort_values(ascending=False).index]
     rows = {'class': means.index.str.removeprefix(per_class), f'{first}, %': [told(v, True, digits=1) for v in means[first]]}
     rows |= {f'{arm}, points': [told(v, True, '+', 1) for v in gains[arm][means.index]] for arm in others}
-    note = 'Means over the seeds, and differences to the first arm: without a verdict, there are too many classes for that.'
+    note = ('Means over the seeds, and differences to the first arm, the largest first. They are not tested: among so '
+            'many classes, some differ by luck.')
     return [H2('Accuracy per class'), table_of(pd.DataFrame(rows)), soft(note)]
 
 # %% ../../nbs/compare/report.ipynb #a7565238

@@ -1,6 +1,6 @@
-"""Trains on samples with a region of another pasted in, and asks for both labels by their share of the pixels
+"""Trains on samples with a region of another pasted in; each label counts by its share of the pixels
 
-A region of the partner is pasted over every sample, and both labels count by their share of the places.
+A region of the partner is pasted over each sample. Both labels count by their share of the places.
 
 For signals, images and volumes. Masks are pasted along with their images."""
 

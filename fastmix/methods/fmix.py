@@ -1,6 +1,6 @@
-"""Trains on samples with blobs of another in them, cut out of low-frequency noise, and asks for both labels by their share of the places
+"""Trains on samples with blobs of another, cut out along low-frequency noise; each label counts by its share of the places
 
-A threshold on low-frequency noise says which places a sample keeps; its partner has the others. Both labels count by their share.
+A threshold on low-frequency noise decides which places a sample keeps. The others come from its partner. Both labels count by their share.
 
 For signals, images and volumes. Masks are mixed along with their images."""
 
@@ -22,7 +22,7 @@ from ..mixer import Mixer, check_number
 
 # %% ../../nbs/methods/fmix.ipynb #165d74aa
 def seeded(rng, device):
-    "A generator of torch's on `device`, seeded by the NumPy generator `rng`"
+    "A torch generator on `device`, seeded by the NumPy generator `rng`"
     host = 'cpu' if device.type == 'meta' else device # Torch's meta device has none
     return torch.Generator(host).manual_seed(int(rng.integers(2**63)))
 

@@ -1,6 +1,6 @@
-"""Trains on samples with some of their patches from another, scattered or in blocks, and asks for both labels by their share of the places
+"""Trains on samples with some patches of another, scattered or in blocks; each label counts by its share of the places
 
-The sample is divided into patches, and some of them come from the partner: here and there, or in blocks. Both labels count by their share.
+Each sample is divided into patches. Some of them come from the partner, scattered or in blocks. Both labels count by their share.
 
 For signals, images and volumes. Masks are mixed along with their images."""
 

@@ -1,6 +1,6 @@
-"""Trains on samples with the whole of another, made small, pasted in, so that what the label names is there
+"""Shrinks the whole partner and pastes it in, so that you can see what its label names
 
-The whole partner is shrunk and pasted over a part of every sample, and both labels count by their share of the area.
+The whole partner is shrunk and pasted over a part of each sample. Both labels count by their share of the area.
 
 For images. Masks are shrunk and pasted along with them."""
 
@@ -25,7 +25,7 @@ from ..mixer import Mixer, check_parts
 
 # %% ../../nbs/methods/resizemix.ipynb #643065a5
 def looks_at(bounds, length, size):
-    "Where in the partner the middles of `length` places lie, for `bounds` in `size`: `(m, length)` over `(m, 1)`"
+    "Where the middles of `length` places lie in the partner, for `bounds` in `size`: `(m, length)` over `(m, 1)`"
     low, high = bounds[:, :1], bounds[:, 1:]
     twice = 2*torch.arange(length, device=bounds.device) + 1
     return twice*size - 2*low*length, 2*(high-low).clamp(min=1)

@@ -1,6 +1,6 @@
-"""Trains on spectrograms with bands of frequency and of time from another, and asks for both labels by their share of the cells
+"""Trains on spectrograms with bands of frequency and time from another; each label counts by its share of the cells
 
-Some bands of frequency and some of time are taken from another spectrogram. Both labels count by their share of the cells.
+Some bands of frequency, and some of time, are taken from another spectrogram. Both labels count by their share of the cells.
 
 For spectrograms of sound, `(n, c, frequency, time)`."""
 
@@ -37,7 +37,7 @@ class SpecMix(Mixer):
     def __init__(self,
         width:float=.3, # The widest that a band can be, as a share of its axis, in [0, 1]
         bands:int=3, # The most bands that there can be along each axis, from 1 up
-        per:str='batch', # Bands of its own for each 'sample', or the same for the 'batch'
+        per:str='batch', # Other bands for each 'sample', or the same for the 'batch'
         **kwargs
     ):
         "Raises a `TypeError` or `ValueError` that names the argument and its range"
