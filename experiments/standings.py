@@ -1,10 +1,14 @@
 "The league's stored results, as its page shows them. It reads what is stored, and needs no data"
+from inspect import signature
+
 import pandas as pd
 from league import arms, chosen_from, in_any_case, left_out, metrics, named, read_together
 from matplotlib import pyplot as plt
 
 from experiments.results import load, percent, points, score
+from fastmix.all import MixChoice
 from fastmix.compare.results import Comparison
+from fastmix.mixer import arguments
 
 titles = dict(photos='few photographs', wrong='wrong labels', masks='masks of pets', diabetes='diabetes', adult='adult')
 looks = dict(zip(titles, [('tab:blue', 'o'), ('tab:orange', 's'), ('tab:green', '^'), ('tab:purple', 'D'), ('tab:red', 'v')])) # Colour and mark
@@ -101,5 +105,29 @@ def against_cutmix(data):
     return {arm: score(results, metrics[data], arm, read_together) for arm in dict.fromkeys(results.runs.arm) if arm != 'CutMix'}
 
 
+def call(mixer):
+    "A mixer as it's written, with what is not at its default"
+    usual = signature(type(mixer)).parameters
+    if isinstance(mixer, MixChoice): return f"MixChoice({', '.join(map(call, mixer.mixers))})"
+    return f"{type(mixer).__name__}({', '.join(f'{name}={value!r}' for name, value in arguments(mixer).items() if value != usual[name].default)})"
+
+
+def settings():
+    "How each method was set, and on which data sets"
+    rows = {}
+    for data, mixers in arms.items():
+        for arm, mixer in mixers.items():
+            if arm != 'none': rows.setdefault((arm, call(mixer)), []).append(titles[data])
+    table = pd.DataFrame([(arm, text, ', '.join(on)) for (arm, text), on in rows.items()], columns=['method', 'as it was run', 'on'])
+    return table.sort_values('method', key=lambda names: names.map(methods().index), kind='stable').set_index('method')
+
+
+def without_an_arm():
+    "Which methods have no arm, on what, and why"
+    table = pd.DataFrame([(method, why, titles[data]) for data, reasons in left_out.items() for method, why in reasons.items()], columns=['method', 'it', 'on'])
+    table = table.groupby(['method', 'it'], sort=False).on.agg(', '.join).reset_index()
+    return table.groupby(['it', 'on'], sort=False).method.agg(', '.join).reset_index().set_index('method')
+
+
 __all__ = ['against', 'against_cutmix', 'arms', 'chosen_from', 'cost', 'costs', 'gain', 'gains', 'in_any_case', 'judges', 'left_out', 'load', 'methods', 'metrics', 'named',
-           'pd', 'percent', 'picture', 'plt', 'points', 'read_together', 'score', 'stage', 'table', 'titles', 'told']
+           'pd', 'percent', 'picture', 'plt', 'points', 'read_together', 'score', 'settings', 'stage', 'table', 'titles', 'told', 'without_an_arm']
