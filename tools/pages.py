@@ -120,7 +120,8 @@ def parameter_table(sym):
             for name, o in about.items()]
     if not isclass(sym) and returned and (returned.docment or type_name(returned.anno)):
         rows.append(('returns', type_name(returned.anno), '', returned.docment or ''))
-    if not any(row[1] or row[3] for row in rows): return ''
+    if not any(row[3] for row in rows): rows = [row for row in rows if row[0] == 'returns']
+    if not rows: return ''
 
     def cell(text): return ' '.join(text.split()).replace('|', r'\|')
 
@@ -315,9 +316,10 @@ def grid(part):
     return rows
 
 
-def unbroken(text):
-    "A number stays in one line with its error, an interval with itself"
-    text = re.sub(r' ± ', '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}', text)
+def unbroken(text, narrow=False):
+    "A number stays in one line with its error, unless there is no room, and an interval with itself"
+    text = text.replace(' ±', '\N{NO-BREAK SPACE}±')
+    if not narrow: text = text.replace('± ', '±\N{NO-BREAK SPACE}')
     return re.sub(r'\[[-+.\d]+, [-+.\d]+\]', lambda o: o[0].replace(' ', '\N{NO-BREAK SPACE}'), text)
 
 
@@ -336,7 +338,7 @@ def table(html):
     numeric = [any(map(str.strip, column)) and all(re.fullmatch(r'([-+.\d]+(e[-+]?\d+)?( ?(%|ms|µs))?|NaN|–|)', cell) for cell in column)
                for column in columns]
     counted = not names[0] and list(columns[0]) == [str(i) for i in range(len(body))] and not all(numeric[1:2])
-    rows = [names, ['---:' if right else '---' for right in numeric], *([unbroken(cell) for cell in row] for row in body)]
+    rows = [names, ['---:' if right else '---' for right in numeric], *([unbroken(cell, len(row) - counted > 8) for cell in row] for row in body)]
     return '\n'.join(f'| {" | ".join(row[counted:])} |' for row in rows)
 
 
