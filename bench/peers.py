@@ -23,6 +23,7 @@ from fastmix.all import mix_rng
 from fastmix.mixer import example_batch
 
 ALPHA = {'MixUp': .4, 'CutMix': 1.}
+SIDES = .2, .8
 CLASSES = 10
 LIBRARIES = 'fastmix', 'fastai', 'timm', 'torchvision', 'kornia', 'keras'
 missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
@@ -43,6 +44,13 @@ def learner(x, y, cbs, loss_func=None, model=None):
     return learn
 
 
+class Same:
+    "A loader that gives the same batch `n` times"
+    def __init__(self, x, y, n): self.x, self.y, self.n, self.device = x, y, n, x.device
+    def __iter__(self): return ((self.x, self.y) for _ in range(self.n))
+    def __len__(self): return self.n
+
+
 def callback_step(mixer, x, y):
     "The callback's events of one batch"
     learn = learner(x, y, mixer)
@@ -57,6 +65,13 @@ def callback_step(mixer, x, y):
     return run
 
 
+def masks(n, size, classes=4, parts=14):
+    "Masks `(n, *size)` of blocks, as a class of a photograph has its areas: `parts` of them to a side"
+    y = torch.randint(0, classes, (n, *[parts]*len(size)), generator=torch.Generator().manual_seed(0))
+    for dim, side in enumerate(size, 1): y = y.repeat_interleave(-(-side//parts), dim).narrow(dim, 0, side)
+    return y.contiguous()
+
+
 def every_method(shape):
     """Every method of fastmix that mixes the input itself, and a batch of `shape` that it is for: name, mixer, batch, 'batch' or 'sample'.
 
@@ -68,6 +83,7 @@ def every_method(shape):
         mixer = cls(seed=0, **(dict(per=per) if 'per' in arguments else {}), **(dict(counts=[1]*CLASSES) if 'counts' in arguments else {}))
         if mixer.per != per: continue
         batch = example_batch(mixer.data, shape)
+        if mixer.data == 'mask': batch.yb = masks(shape[0], shape[2:]),
         if mixer.place(batch, mix_rng(0)) is None and (not mixer.places or len(batch.size) in mixer.places): yield cls.__name__, mixer, batch, per
 
 
@@ -77,6 +93,35 @@ def fastmix(x, y):
         mixer, rng = getattr(ours, method)(per=per, seed=0), mix_rng(0)
         yield way('fastmix', f"{method}(per='{per}')", method, per, lambda mixer=mixer, rng=rng: mixer.draw_mix(ours.Batch((x,)), rng)(x))
         yield way('fastmix', f"{method}(per='{per}')", method, per, callback_step(mixer, x, y), kind='callback')
+
+
+def with_argument(cls, argument, value, shown, x, y):
+    "A method with an argument, per batch and per sample; `kind` is the argument"
+    for per in 'batch', 'sample':
+        mixer = cls(per=per, seed=0, **{argument: value})
+        yield way('fastmix', f"{cls.__name__}({argument}={shown or repr(value)}, per='{per}')", cls.__name__, per, callback_step(mixer, x, y), kind=argument)
+
+
+def arguments(x, y):
+    "The callbacks of methods with an argument that changes what they cost, and peers that have the same argument"
+    yield from with_argument(ours.MixUp, 'k', 3, None, x, y)
+    yield from with_argument(ours.MixUp, 'source', Same(x.flip(0), y, 1), 'loader', x, y)
+    for partner in 'same', 'other': yield from with_argument(ours.MixUp, 'partner', partner, None, x, y)
+    yield from with_argument(ours.CutMix, 'sides', SIDES, None, x, y)
+    if 'timm' in missing: return
+    from timm.data.mixup import Mixup
+    for mode, per in ('batch', 'batch'), ('elem', 'sample'):
+        mixup = Mixup(mixup_alpha=0., cutmix_minmax=SIDES, mode=mode, num_classes=CLASSES)
+        yield way('timm', f"Mixup(cutmix_minmax={SIDES}, mode='{mode}')", 'CutMix', per, lambda mixup=mixup: mixup(x, y)[0], in_place=True, kind='sides')
+
+
+def with_masks(x, y):
+    "The callbacks that take what belongs to a class from another image, and its mask `y` along with it; and the peer that does"
+    yield from with_argument(ours.CopyPaste, 'share', .5, None, x, y)
+    if 'kornia' in missing: return
+    from kornia.augmentation import RandomTransplantation
+    transplant = RandomTransplantation(p=1.)
+    yield way('kornia', 'RandomTransplantation(p=1.)', 'CopyPaste', 'sample', lambda: transplant(x, y)[0], kind='share')
 
 
 def fastai(x, y):
@@ -140,13 +185,13 @@ def reason(error):
     return next((line for line in lines if not line.startswith('Exception')), type(error).__name__)
 
 
-def refusals(x, y):
+def refusals(x, y, offers=ways):
     """What goes wrong with such a batch, by the name of the way: the first line of the error. `x` is a small one from `numbered`.
 
     Nothing may go wrong in fastmix.
     """
     found = {}
-    for way in ways(x, y):
+    for way in offers(x, y):
         before = x.clone()
         try: check(way, x)
         except Exception as error:

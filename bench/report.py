@@ -67,11 +67,16 @@ def error(row):
     return .93*row.spread/math.sqrt(row.rounds)
 
 
+def who(mine, best):
+    "Who is ahead; 'level' where the two are within 3 % of each other, or within twice the standard error of their difference"
+    if abs(mine.value/best.value - 1) <= max(.03, 2*math.hypot(error(mine), error(best))): return 'level'
+    return 'fastmix' if mine.value < best.value else best.library
+
+
 def compared(table):
     """For each case and way of mixing: what fastmix's callback costs, and its fastest peer, both as multiples of the clone.
 
-    `ahead` says who is; 'level' where the two are within 3 % of each other, or within twice the standard error of their difference;
-    empty where no peer offers it.
+    `ahead` says who is; empty where no peer offers it.
     """
     lines = []
     for case in cases(table, 'mixing'):
@@ -84,10 +89,12 @@ def compared(table):
             line = dict(case=case, method=method, per=per, fastmix=own, peer='', value=float('nan'), ahead='')
             if len(peers):
                 best = peers.iloc[0]
-                who = 'level' if abs(own/best.value - 1) <= max(.03, 2*math.hypot(error(mine), error(best))) else 'fastmix' if own < best.value else best.library
-                line |= dict(peer=f"{best.library} {best['name']}" + (', in place' if best.in_place else ''), value=best.value, ahead=who)
+                line |= dict(peer=f"{best.library} {best['name']}" + (', in place' if best.in_place else ''), value=best.value, ahead=who(mine, best))
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+MET = {'fastmix': 'yes', 'level': 'not to be told apart'}
 
 
 def aims(table):
@@ -99,7 +106,7 @@ def aims(table):
     for (method, per), aim in {('MixUp', 'sample'): 1.15, ('MixUp', 'batch'): 1.15, ('CutMix', 'batch'): 1.2, ('CutMix', 'sample'): 1.4}.items():
         row = fastest.loc[first, method, per]
         for kind in 'call', 'callback': add(f'{method} per {per}, as a {kind}, {first}, in clones', aim, own.loc[method, per, kind], '{:.3f}')
-        lines.append(dict(what='the callback beside the fastest peer', aim='ahead', measured=f'{row.fastmix:.3f}, {row.peer} {row.value:.3f}', met={'fastmix': 'yes', 'level': 'not to be told apart'}.get(row.ahead, 'no')))
+        lines.append(dict(what='the callback beside the fastest peer', aim='ahead', measured=f'{row.fastmix:.3f}, {row.peer} {row.value:.3f}', met=MET.get(row.ahead, 'no')))
     memory = figures(table, 'memory')
     add('the most memory that a call takes beyond the batch, in batches', 1, round(memory[memory.library == 'fastmix'].value.max(), 2))
     case = next(case for case in cases(table, 'loss') if 'segmentation' in case)
@@ -108,10 +115,45 @@ def aims(table):
     for name in 'nn.CrossEntropyLoss()', 'nn.CrossEntropyLoss(weight)':
         add(f'{name}, weighted by λ, {case}, in plain ones', 1.3, loss['fastmix', name])
         add("the same, in fastai's plain CrossEntropyLossFlat(axis=1)", .7, loss['fastmix', name]/flat)
+    for line in family_aims(table): add(*line)
+    for mine, best in argument_peers(table):
+        lines.append(dict(what=f"the callback of {mine['name']} beside {best.library}", aim='ahead', measured=f"{mine.value:.2f}, {best['name']} {best.value:.2f}", met=MET.get(who(mine, best), 'no')))
     events = figures(table, 'python')[lambda rows: rows.kind == 'events'].set_index(['library', 'name'])
     for name, row in events.loc['fastmix'].iterrows():
         add(f"Python's own time of {name}, in µs", 100, row.value, '{:.0f}', f" ({1000*(row.fastest - events.loc['', 'nothing'].fastest):.0f})")
     return pd.DataFrame(lines)
+
+
+MIXING = dict(HMix=1.35, GMix=1.35, FMix=1.4, PatchMix=1.4, SpecMix=1.4, ResizeMix=3, RICAP=1.4)
+DRAWING = dict(FMix=120, SaliencyMix=100, GuidedMixUp=100) # Milliseconds; all others 3
+ARGUMENTS = dict(k=1.9, source=1.3, partner=1.6)
+
+
+def family_aims(table):
+    "What is aimed at for the family of methods, `(what, aim, measured, form, note)`: of the ways to call one the slowest"
+    def slowest(rows, column='value'):
+        row = rows.loc[rows[column].idxmax()]
+        return row[column], f" ({row['name']})"
+    rows = figures(table, 'methods')[lambda rows: rows.library == 'fastmix']
+    for method, aim in MIXING.items():
+        measured, name = slowest(rows[(rows.method == method) & (rows.kind == 'call')])
+        yield f'{method}, mixing, in clones', aim, measured, '{:.2f}', name
+    draws = rows[(rows.kind == 'draw') & (rows.case == rows.case.iloc[0])]
+    for method, aim in DRAWING.items(): yield f'{method}, drawing, in ms', aim, *slowest(draws[draws.method == method], 'ms')[:1], '{:.0f}'
+    measured, name = slowest(draws[~draws.method.isin(DRAWING)], 'ms')
+    yield 'every other method, drawing, in ms', 3, measured, '{:.1f}', name
+    rows = figures(table, 'arguments')[lambda rows: rows.library == 'fastmix']
+    for argument, aim in ARGUMENTS.items():
+        found = rows[rows.kind == argument]
+        if len(found): yield f'`{argument}=`, the callback, in clones', aim, *slowest(found)[:1], '{:.2f}', slowest(found)[1]
+
+
+def argument_peers(table):
+    "The rows of fastmix and of its fastest peer, for each argument that a peer has as well"
+    rows = figures(table, 'arguments')
+    for _, part in rows.groupby(['method', 'kind', 'per'], sort=False):
+        peers = part[part.library != 'fastmix'].sort_values('value')
+        if len(peers) < len(part) and len(peers): yield part[part.library == 'fastmix'].iloc[0], peers.iloc[0]
 
 
 def page(): return read(Path(__file__).resolve().parent.parent/'nbs/experiments/results/speed.csv')
@@ -133,7 +175,28 @@ def cost(method, table=None):
     steps = figures(table, 'step').set_index(['library', 'name']).value
     if ('fastmix', f'{method}()') in steps.index:
         said += f"A training step of a small residual network becomes {100*(steps['fastmix', f'{method}()'] - 1):.1f} % longer. "
-    return said + '[Speed](../experiments/speed.ipynb) has the machine and the noise.'
+    return said + arguments_cost(method, table) + '[Speed](../experiments/speed.ipynb) has the machine and the noise.'
+
+
+def call(row): return f"{'' if row.library == 'fastmix' else row.library + ' '}`{row['name']}`{', in place,' if row.in_place else ''}"
+
+
+def arguments_cost(method, table):
+    "What a method costs with an argument, and a peer that has the same, in a sentence for each copy that they are measured by"
+    rows, said = figures(table, 'arguments')[lambda rows: rows.method == method], ''
+    for case, part in rows.groupby('case', sort=False):
+        calls = ', '.join(f"{call(row)} {row.value:.2f}" for _, row in part.sort_values('kind', kind='stable').iterrows())
+        what = 'Drawing and masks included, in copies of both' if 'masks' in case else 'Drawing included, in copies'
+        said += f"{what}: {calls}. "
+    return said
+
+
+def arguments_table(table):
+    "What arguments cost, and peers that have the same: multiples of the clone of all that is mixed, and milliseconds"
+    rows = figures(table, 'arguments')[lambda rows: rows.library != 'torch'].sort_values(['method', 'kind'], kind='stable')
+    calls = rows.library + ' ' + rows['name'] + rows.in_place.map({'yes': ', in place', '': ''})
+    shown = dict(argument=rows.method + ', ' + rows.kind, call=calls, clones=rows.value.map('{:.2f}'.format), ms=rows.ms.map('{:.0f}'.format))
+    return pd.DataFrame(shown).set_index('argument').rename_axis(None)
 
 
 def methods_table(table):
@@ -169,6 +232,7 @@ def text(table):
                 blocks.append(f"       –  {row.library:12}{row['name']}: {row.note}")
     for case in cases(table, 'python'):
         blocks += [f'\nthe Python time of a callback: {case}; microseconds, in brackets those of the fastest round of the callback that does nothing', python_time(table).to_string()]
+    if cases(table, 'arguments'): blocks += ['\narguments, and peers that have the same, in clones of all that is mixed', arguments_table(table).to_string()]
     if cases(table, 'methods'): blocks += ['\nevery method: mixing in clones, drawing in milliseconds', methods_table(table).to_string()]
     blocks += ['\nwhat is aimed at', aims(table).to_string(index=False)]
     rows = figures(table, 'size')

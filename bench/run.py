@@ -32,10 +32,11 @@ FULL = dict(cases=CASES, rounds=30, most=12., memory=([CASES[i] for i in (0, 1, 
             steps=((64, 3, 32, 32), 2, 12), python=15,
             losses={'classes': ((256, 1000), 60), 'segmentation': ((8, 21, 512, 512), 8)},
             sizes=([16, 32, 64, 128, 256], 128, 32, [64, 96, 128, 192, 256, 384], 25),
-            methods=((64, 3, 224, 224), (4096, 16), 24, 60.))
+            methods=((64, 3, 224, 224), (4096, 16), 24, 60.), arguments=((64, 3, 224, 224), 24, 15.))
 QUICK = dict(cases=[((4, 3, 8, 8), 'float32', 'contiguous'), ((4, 3, 8, 8), 'bfloat16', 'channels_last'), ((4, 1, 4, 8, 8), 'float32', 'contiguous')],
              rounds=3, most=2., memory=([((64, 3, 128, 128), 'float32', 'contiguous')], {'classes': (8, 10), 'segmentation': (2, 3, 8, 8)}), steps=((8, 3, 8, 8), 2, 3), python=1,
-             losses={'classes': ((8, 10), 3), 'segmentation': ((2, 3, 8, 8), 3)}, sizes=([2, 4], 8, 2, [8, 16], 3), methods=((4, 3, 8, 8), (8, 3), 3, 2.))
+             losses={'classes': ((8, 10), 3), 'segmentation': ((2, 3, 8, 8), 3)}, sizes=([2, 4], 8, 2, [8, 16], 3), methods=((4, 3, 8, 8), (8, 3), 3, 2.),
+             arguments=((4, 3, 8, 8), 3, 2.))
 COLUMNS = ['section', 'case', 'library', 'name', 'kind', 'method', 'per', 'in_place', 'value', 'unit', 'ms', 'fastest', 'spread', 'rounds', 'attempts', 'load', 'others', 'note']
 
 
@@ -115,7 +116,23 @@ def methods(run, shape, table, rounds, most):
             mixes = itertools.cycle(mix[-1] if isinstance(mix, list) else mix for mix in drawn)
             calls[f'draw {name} {per}'] = about | dict(kind='draw'), lambda mixer=mixer, batch=batch, rng=rng: mixer.draw_mix(batch, rng)
             calls[f'call {name} {per}'] = about | dict(kind='call'), lambda mixes=mixes, batch=batch: next(mixes).inputs(batch.xb)
-        run.timed('methods', title(size, 'float32', 'contiguous'), calls, 'clone', rounds, 'clone', most)
+        with steps.one_thread(): run.timed('methods', title(size, 'float32', 'contiguous'), calls, 'clone', rounds, 'clone', most)
+
+
+def arguments(run, shape, rounds, most):
+    "Arguments that change what a method costs, and peers that have the same, as a multiple of the clone of all that is mixed"
+    small = tuple(min(side, 12) for side in shape)
+    numbered = peers.numbered(small, 'float32', 'contiguous')
+    x, y = batch(shape, 'float32', 'contiguous')
+    masks, small_masks = peers.masks(shape[0], shape[2:]), peers.masks(small[0], small[2:])
+    for offers, mixed, y, small_y in (peers.arguments, [x], y, numbered[1]), (peers.with_masks, [x, masks], masks, small_masks):
+        case = title(shape, 'float32', 'contiguous') + (', with masks' if len(mixed) > 1 else '')
+        refused = peers.refusals(numbered[0], small_y, offers)
+        calls = {'clone': (dict(library='torch', name='x.clone()', kind='clone'), lambda mixed=mixed: [t.clone() for t in mixed])}
+        calls |= {f'{w.library} {w.name}': (describe(w), w.run) for w in offers(x, y) if f'{w.library} {w.name}' not in refused}
+        with steps.one_thread(): run.timed('arguments', case, calls, 'clone', rounds, 'clone', most)
+        for way in offers(x, y):
+            if (name := f'{way.library} {way.name}') in refused: run.add('arguments', case, **describe(way), note=refused[name])
 
 
 def memories(run, cases, tasks):
@@ -199,6 +216,7 @@ def measure(settings, patience):
     start = time.perf_counter()
     mixing(run, settings['cases'], settings['rounds'], settings['most'])
     methods(run, *settings['methods'])
+    arguments(run, *settings['arguments'])
     weighted_losses(run, settings['losses'], 2*settings['most'])
     whole_steps(run, *settings['steps'])
     python_time(run, settings['python'])

@@ -15,7 +15,7 @@ from torch import nn
 
 import fastmix.all as ours
 
-from .peers import CLASSES, learner
+from .peers import CLASSES, Same, learner
 
 ARMS = {
     ('torch', 'no callback'): lambda: None,
@@ -31,13 +31,6 @@ def small_resnet(channels=3):
     "A residual network for images of 32×32: six blocks, 16 to 64 channels"
     blocks = [ResBlock(1, a, b, stride=s) for a, b, s in ((16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1))]
     return nn.Sequential(ConvLayer(channels, 16), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES))
-
-
-class Same:
-    "A loader that gives the same batch `n` times"
-    def __init__(self, x, y, n): self.x, self.y, self.n, self.device = x, y, n, x.device
-    def __iter__(self): return ((self.x, self.y) for _ in range(self.n))
-    def __len__(self): return self.n
 
 
 def training(x, y, steps, model=small_resnet):

@@ -11,10 +11,10 @@ Modules:
 - `fastmix.loss`: The loss of a mixed sample, for any loss function
 - `fastmix.methods.augmix`: Trains for the same prediction on an image and two augmented views of it; different samples aren't mixed
 - `fastmix.methods.cmixup`: MixUp for regression: the nearer two targets are, the more likely their samples are mixed
-- `fastmix.methods.copypaste`: For segmentation: pastes what belongs to some of the partner's classes, image and mask alike
+- `fastmix.methods.copypaste`: For segmentation: pastes some of the partner's classes, image and mask alike
 - `fastmix.methods.cutmix`: Trains on samples with a region of another pasted in; each label counts by its share of the pixels
 - `fastmix.methods.fmix`: Trains on samples with blobs of another, cut out along low-frequency noise; each label counts by its share of the places
-- `fastmix.methods.gmix`: Trains on samples into which another fades, around a place that's drawn, so that there's no edge to be seen
+- `fastmix.methods.gmix`: Fades another sample into each, around a random place, so that you see no edge
 - `fastmix.methods.guidedmixup`: Averages two images, and at each pixel favours the one that stands out more; pairs images that stand out at different places
 - `fastmix.methods.hmix`: Between CutMix and MixUp: pastes a region of another sample, and averages both around it
 - `fastmix.methods.manifold_mixup`: Averages two samples inside the network, at a layer that is drawn for each batch

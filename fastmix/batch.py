@@ -66,9 +66,9 @@ class Batch:
     def __init__(self,
         xb:tuple, # Inputs: tensors, or tuples, lists and dictionaries of them
         yb:tuple=(), # Targets, nested as they like
-        learn=None, # The `Learner`; `None` where a picture is drawn without one
+        learn=None, # The `Learner`; `None` for a picture without one
     ):
-        "Raises a `TypeError` where no input has a batch dimension"
+        "Raises a `TypeError` if no input has a batch dimension"
         self.xb, self.yb, self.learn = xb, yb, learn
         self.inputs = [plain(t) for t in tensors(xb)]
         if not self.inputs or not self.inputs[0].ndim:
@@ -212,7 +212,7 @@ class Targets:
         shape:tuple=(), # Shape of the input, `(n, c, *size)`
         said:str|list|dict|None=None, # One word for all, a list, or a dictionary by name. `None`: the rule decides
     ):
-        "Raises a `ValueError` where `said` speaks of other targets"
+        "Raises a `ValueError` if `said` speaks of other targets"
         self.yb, self.shape, self.own = yb, tuple(shape), list(tensors(yb))
         for_all = said is None or isinstance(said, str)
         self.said = [said]*len(self.own) if for_all else said_of(said, yb)
@@ -223,7 +223,7 @@ class Targets:
 # %% ../nbs/02_batch.ipynb #1c91870e
 @patch
 def fates(self:Targets,
-    mix:Mix|None, # A mix of the batch; `None` where it is left clean
+    mix:Mix|None, # A mix of the batch; `None` for a clean batch
 ) -> list: # 'blend', 'paste', 'weigh', 'places', 'union' or 'keep', for each tensor in the targets
     "What becomes of each target. Raises a `TypeError` or `ValueError` for one for which the word is impossible"
     if mix is None: return ['keep']*len(self.own)
@@ -247,7 +247,7 @@ def mixed(self:Targets,
 def take_from(self:Targets,
     yb:tuple, # Targets nested as the own ones
 ):
-    "Take the partners' targets from another batch. Raises a `ValueError` where it has others"
+    "Take the partners' targets from another batch. Raises a `ValueError` if it has others"
     sources = [plain(t) for t in tensors(yb)]
     if len(sources) == len(self.own): self.sources = sources
     elif set(self.said) != {'keep'}: # Then nobody asks for them
@@ -337,7 +337,7 @@ def may_weigh(self:Targets, places):
 
 # %% ../nbs/02_batch.ipynb #986aba09
 def loader_generators(dl):
-    "The generators that a loader of torch has of its own, in any of its parts"
+    "A torch loader's own generators, in any of its parts"
     batches = getattr(dl, 'batch_sampler', None)
     parts = dl, getattr(dl, 'sampler', None), batches, getattr(batches, 'sampler', None)
     found = [getattr(part, 'generator', None) for part in parts]
@@ -400,7 +400,7 @@ def next(self:Source):
 
 # %% ../nbs/02_batch.ipynb #c5c4799a
 def check_alike(what, own, other):
-    "Raise a `ValueError` where tensors of a source are not those of the batch"
+    "Raise a `ValueError` if tensors of a source are not those of the batch"
     def described(t): return f"{t.dtype}, {('n', *t.shape[1:])}".replace("'", '')
     own, other = [[described(plain(t)) for t in tensors(o)] for o in (own, other)]
     if own == other: return

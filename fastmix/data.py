@@ -13,7 +13,7 @@ __all__ = ['InputError', 'LabelledImages', 'stratified_split', 'digit_images', '
 # %% ../nbs/08_data.ipynb #6916033c
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from fastai.layers import ConvLayer, Flatten
 from fastai.vision.core import PILImage, PILImageBW, imagenet_stats
 from fastai.vision.data import ImageBlock
 from fastai.vision.utils import verify_image
-from fastcore.basics import patch
+from fastcore.basics import groupby, patch
 from fastcore.parallel import parallel
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -63,11 +63,9 @@ def stratified_split(
     seed:int=42, # The same seed gives the same split
 ) -> tuple: # The pairs to train on, the pairs to validate on
     "Hold out `valid_pct` of every class, at least one image of each"
-    rng, classes = np.random.default_rng(seed), defaultdict(list)
-    for pair in pairs: classes[pair[1]].append(pair)
-    train, valid = [], []
-    for label in sorted(classes):
-        own = [classes[label][i] for i in rng.permutation(len(classes[label]))]
+    rng, train, valid = np.random.default_rng(seed), [], []
+    for _, own in sorted(groupby(pairs, key=1).items()):
+        own = [own[i] for i in rng.permutation(len(own))]
         n_valid = max(1, round(valid_pct * len(own)))
         valid += own[:n_valid]
         train += own[n_valid:]
@@ -120,7 +118,7 @@ _layouts = 'expected one folder per class, or files such as beagle_12.jpg'
 def read_folder(
     folder:Path, # With one folder per class or with files such as `beagle_12.jpg`; with a split or without
 ) -> tuple: # `{'train', 'valid', 'test': pairs of path and class}`, `{path: reason}` of the files that were skipped
-    "The images below `folder` and their classes; `InputError` where there is no folder or no image"
+    "The images below `folder` and their classes; `InputError` if there is no folder or no image"
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f'no such folder: {folder}')
     paths = sorted(path.relative_to(folder) for path in image_files(folder))
@@ -139,7 +137,7 @@ def read_folder(
 
 # %% ../nbs/08_data.ipynb #5c1d09ad
 def check_classes(folder, labels):
-    "Raise an `InputError` where `folder` is the root of a data set, and not the folder of its classes"
+    "Raise an `InputError` if `folder` is the root of a data set, and not the folder of its classes"
     inside = next((label for label in labels if label.lower() in ('images', 'jpegimages', 'imgs')), None)
     if inside: raise InputError(f"{folder} looks like the root of a data set, with {', '.join(sorted(labels))} in it; "
                                 f"did you mean {Path(folder)/inside}?")
@@ -147,32 +145,31 @@ def check_classes(folder, labels):
 # %% ../nbs/08_data.ipynb #89ce69b4
 def fault_of(
     path:Path, # Of an image
-) -> str: # For example `unreadable`; empty where there is none
+) -> str: # For example `unreadable`; empty if there is no fault
     "Why an image cannot be used"
     if not verify_image(path): return 'unreadable'
-    with Image.open(path) as image: deep = image.mode[0] in 'IF' # which become all white or black as 8 bits
+    with Image.open(path) as image: deep = image.mode[0] in 'IF' # Which become all white or black as 8 bits
     return 'more than 8 bits per channel' if deep else ''
 
 
 # %% ../nbs/08_data.ipynb #5c1d09b0
 def folder_images(
     folder:Path, # As `read_folder` takes it
-    seed:int=42, # Of the split where none is given
+    seed:int=42, # Seed of the split, if there is none yet
     min_images:int=5, # Classes with fewer images to train on are left out
     test:bool=False, # Validate on the test split, and leave the validation split alone?
 ) -> LabelledImages:
-    "The usable images below `folder`; `InputError` where there are none, or fewer than two classes"
+    "The usable images below `folder`; `InputError` if there are none, or fewer than two classes"
     pairs, skipped = read_folder(folder)
     check_classes(folder, {label for _, label in pairs['train'] + pairs['valid']})
     if test: pairs |= dict(valid=[pair for pair in pairs['test'] if pair[1]], test=[])
     if test and not pairs['valid']: raise InputError(f'{folder} has no test split with a class for each image')
-    for split in ('train', 'valid'):
-        faults = parallel(fault_of, [path for path, _ in pairs[split]], threadpool=True)
-        skipped |= {path: fault for (path, _), fault in zip(pairs[split], faults) if fault}
-        pairs[split] = [pair for pair in pairs[split] if pair[0] not in skipped]
-    counts = Counter(label for _, label in pairs['train'])
-    left_out = {label: counts[label] for _, label in pairs['train'] + pairs['valid'] if counts[label] < min_images}
-    train, valid = ([pair for pair in pairs[split] if pair[1] not in left_out] for split in ('train', 'valid'))
+    paths = [path for path, _ in pairs['train'] + pairs['valid']]
+    skipped |= {path: fault for path, fault in zip(paths, parallel(fault_of, paths, threadpool=True)) if fault}
+    train, valid = ([pair for pair in pairs[split] if pair[0] not in skipped] for split in ('train', 'valid'))
+    counts = Counter(label for _, label in train)
+    left_out = {label: counts[label] for _, label in train + valid if counts[label] < min_images}
+    train, valid = ([pair for pair in part if pair[1] not in left_out] for part in (train, valid))
     classes = {label for _, label in train}
     if len(classes) < 2:
         raise InputError(f"{folder} has {'a single class' if classes else 'no class'} of {min_images} or more readable "
@@ -184,7 +181,7 @@ def folder_images(
 # %% ../nbs/08_data.ipynb #faa9a710
 def get_images(
     data:str, # `'digits'`, `'pets'`, or a folder
-    seed:int=42, # Of the split where none is given
+    seed:int=42, # Seed of the split, if there is none yet
     test:bool=False, # Validate on the given test split?
 ) -> LabelledImages:
     "`digit_images`, the Oxford-IIIT Pets through fastai's `untar_data`, or `folder_images`"
@@ -235,10 +232,10 @@ def with_labels(self:LabelledImages,
 
 # %% ../nbs/08_data.ipynb #5eb9156a
 def check_arrays(images):
-    "Are the images arrays? Raises an `InputError` where some are, or where arrays aren't pictures"
-    shapes = {(image.dtype.name, *image.shape[2:]) for image in images if isinstance(image, np.ndarray)}
-    if not shapes: return False
-    if shapes in ({('uint8',)}, {('uint8', 3)}) and all(isinstance(image, np.ndarray) and image.ndim > 1 for image in images): return True
+    "Are the images arrays? Raises an `InputError` if only some are, or if arrays aren't pictures"
+    kinds = {(o.dtype.name, o.ndim, *o.shape[2:]) if isinstance(o, np.ndarray) else 'file' for o in images}
+    if kinds == {'file'}: return False
+    if kinds in ({('uint8', 2)}, {('uint8', 3, 3)}): return True
     raise InputError("images must all be files, or all uint8 arrays (h, w), or all uint8 arrays (h, w, 3)")
 
 # %% ../nbs/08_data.ipynb #200083f1
@@ -250,13 +247,11 @@ class Once:
         return self.results[i]
 
 # %% ../nbs/08_data.ipynb #ca7357eb
-def resizes(size):
-    from fastai.vision.augment import Resize
-    return [Resize(size)]
-
-def flip_items():
-    from fastai.vision.augment import FlipItem
-    return [FlipItem()]
+def item_tfms(size, flip):
+    "Resize to `size`, if there is one, and flip, if asked"
+    if not (size or flip): return []
+    from fastai.vision.augment import FlipItem, Resize
+    return [Resize(size)]*bool(size) + [FlipItem()]*flip
 
 # %% ../nbs/08_data.ipynb #0fa2cbb9
 def image_dls(
@@ -268,16 +263,16 @@ def image_dls(
     "fastai `DataLoaders` of normalised square images. Raises an `InputError` for arrays that are not pictures"
     pairs, grey = images.train + images.valid, images.n_channels == 1
     arrays = check_arrays([image for image, _ in pairs])
-    resize = [] if arrays and all(image.shape[:2] == (size, size) for image, _ in pairs) else resizes(size)
-    flips = flip_items() if flip or (flip is None and not grey) else []
+    has_size = arrays and all(image.shape[:2] == (size, size) for image, _ in pairs)
+    tfms = item_tfms(None if has_size else size, not grey if flip is None else flip)
     block = DataBlock(
         blocks=(ImageBlock(PILImageBW if grey else PILImage), CategoryBlock),
         get_x=ItemGetter(0), get_y=ItemGetter(1),
         splitter=IndexSplitter(range(len(images.train), len(pairs))),
-        item_tfms=resize + flips,
+        item_tfms=tfms,
         batch_tfms=Normalize.from_stats(*(([0.305], [0.376]) if grey else imagenet_stats)))
     dls = block.dataloaders(pairs, bs=min(bs, len(images.train)), num_workers=0 if arrays else None)
-    if not resize + flips:
+    if not tfms:
         for dl in dls: dl.do_item = Once(dl.do_item)
     return dls
 

@@ -55,7 +55,7 @@ def some(names):
 # %% ../nbs/04_layers.ipynb #36021b98
 def mixing_layers(
     model:nn.Module, # One of fastai's vision, tabular or text classifier models
-) -> list: # Names, `'input'` among them where the input itself can be mixed
+) -> list: # Names; also `'input'`, if the input itself can be mixed
     "The layers of a fastai model at whose inputs samples can be mixed. Raises a `ValueError` for another model"
     layers = from_codes(model)
     if not layers and isinstance(model, nn.Sequential) and len(model) == 2:
@@ -70,7 +70,7 @@ def mixing_layers(
 
 # %% ../nbs/04_layers.ipynb #ed92554e
 def layers_of(layer, model):
-    "Name and module of the layers in `model` that `layer` stands for. Raises a `ValueError` where there is none"
+    "Name and module of the layers in `model` that `layer` stands for. Raises a `ValueError` if there is none"
     named = list(model.named_modules(remove_duplicate=not isinstance(layer, str)))
     if isinstance(layer, str): hits = [o for o in named if o[0] == layer != '']
     elif isinstance(layer, type): hits = [o for o in named if isinstance(o[1], layer)]
@@ -80,7 +80,7 @@ def layers_of(layer, model):
 
 # %% ../nbs/04_layers.ipynb #4f5fcea7
 def why_no_hook(module):
-    "What keeps a hook from working at the layers inside `module`, and what to do; `None` where it works"
+    "What keeps a hook from working at the layers inside `module`, and what to do; `None` if it works"
     if isinstance(module, nn.DataParallel):
         return ("in `nn.DataParallel` each device sees a part of the batch: use `DistributedDataParallel`, "
                 "one process per device")
@@ -104,7 +104,7 @@ def find_layers(
     model:nn.Module, # The model, in whatever wrapper
     layers:list|None=None, # Names, modules or types; `'input'` for the input. `None`: `mixing_layers`
 ) -> list: # For each layer its name and module; `None` for the input
-    "Resolve `layers` in `model`. Raises a `ValueError` for a layer that is not there, or where no hook works"
+    "Resolve `layers` in `model`. Raises a `ValueError` for a layer that is not there, or at which no hook works"
     inner, found = unwrap(model), []
     for layer in mixing_layers(inner) if layers is None else layers:
         if isinstance(layer, str) and layer == 'input': found.append(None)
@@ -170,7 +170,7 @@ def join_masks(name, layer, mix, t):
 
 # %% ../nbs/04_layers.ipynb #db6a058f
 def argument_names(layer, args):
-    "What the positional arguments are called in the layer's `forward`; `None` where that can't be told"
+    "The names of the positional arguments in the layer's `forward`; `None` if they can't be told"
     try: parameters = inspect.signature(layer.forward).parameters.values()
     except (TypeError, ValueError): parameters = []
     names = [o.name for o in parameters if o.kind in (o.POSITIONAL_ONLY, o.POSITIONAL_OR_KEYWORD)]
@@ -195,7 +195,7 @@ class LayerMix(Hook):
 # %% ../nbs/04_layers.ipynb #169f5d4d
 @patch
 def rule(self:LayerMix, name, first, t):
-    "How the argument `name` is mixed, as `rule(mix, t)`; `None` where it stays as it is"
+    "How the argument `name` is mixed, as `rule(mix, t)`; `None` if it stays as it is"
     joined = self.n*len(self.mixes)
     if t.ndim == 0 or len(t) != joined:
         shared = t.ndim == 0 or len(t) == 1 or is_mask(name) or not is_floating(t)

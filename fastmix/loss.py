@@ -99,7 +99,7 @@ def flat_axis(loss, pred, own):
 
 # %% ../nbs/03_loss.ipynb #f3ac7590
 def class_axis(loss, pred, own):
-    "`pred`, the axis of its classes, and what is done with each target so that it fits; `None` where they don't"
+    "`pred`, the axis of its classes, and a function that fits a target to it; `None` if they don't fit"
     found = pred, 1, noop
     if isinstance(loss, BaseLoss):
         if loss.flatten: found = flat_axis(loss, pred, own)
@@ -134,7 +134,7 @@ def class_loss(
     pred:Tensor, # `(n, c, *size)`, or with the classes on the `axis` of a flattened loss
     targets:list, # The own class numbers `(n, *size)`, and those of each partner
     weights:Tensor, # `(k+1, …)`: how much each of them counts, shaped to multiply it
-) -> Tensor|None: # `None` where `pred`, targets and class weights don't fit together
+) -> Tensor|None: # `None` if `pred`, targets and class weights don't fit together
     "Cross entropy against own and partner, weighted by share and class weight, over the sum of those weights"
     pred, targets, class_weight = plain(pred), [plain(t) for t in targets], settings['weight']
     found = class_axis(loss, pred, targets[0])
@@ -157,7 +157,7 @@ def value_counts(pred, target, n):
 
 # %% ../nbs/03_loss.ipynb #39fa7de9
 def tried(loss, pred, n, several):
-    "The unreduced values for each of `several` targets, `(n, …)`; `None` where the loss has none"
+    "The unreduced values for each of `several` targets, `(n, …)`; `None` if the loss has none"
     try:
         with unreduced(loss) as values: found = [values(pred, *targets) for targets in several]
     except torch.OutOfMemoryError: raise
@@ -280,7 +280,7 @@ def label_weights(mix, t, kind):
 
 # %% ../nbs/03_loss.ipynb #1478d3fd
 def exchanged(mix, own, kinds, sources, which):
-    "`own` targets, with those that are weighed exchanged for a partner's"
+    "`own` targets, but a partner's for those whose loss is weighted"
     at = iter(zip(kinds, sources))
     def one(t):
         kind, source = next(at)
@@ -289,7 +289,7 @@ def exchanged(mix, own, kinds, sources, which):
 
 # %% ../nbs/03_loss.ipynb #f7a50c2a
 def by_classes(func, pred, own, mix, kinds, sources):
-    "`class_loss`, where `func` is one and all fits; else `None`"
+    "`class_loss`, if `func` is a cross entropy and all fits; else `None`"
     settings = class_settings(func) if len(own) == 1 and isinstance(own[0], Tensor) else None
     if not settings or settings['reduction'] == 'none': return None
     partners = [mix.others(own[0], sources[0], i) for i in range(len(mix.rows))]
@@ -303,7 +303,7 @@ def one_weight(func, pred, parts, weights):
 
 # %% ../nbs/03_loss.ipynb #f655d092
 def all_values(func, pred, parts, n, first):
-    "The unreduced losses for each part. Raises a `ValueError` where they aren't one per sample or target"
+    "The unreduced losses for each part. Raises a `ValueError` if they aren't one per sample or target"
     with unreduced(func) as values: found = [values(pred, *part) for part in parts]
     shapes = [tuple(v.shape) for v in found]
     if found[0].numel() in value_counts(pred, first, n) and len(set(shapes)) == 1: return found
@@ -313,7 +313,7 @@ def all_values(func, pred, parts, n, first):
 
 # %% ../nbs/03_loss.ipynb #232026e8
 def fit_places(func, weight, target, values):
-    "Weights of the places of `target` in the shape of `values`. Raises a `ValueError` where places have no values"
+    "Weights of the places of `target` in the shape of `values`. Raises a `ValueError` if places have no values"
     weight = weight.expand(target.shape)
     if values.shape == target.shape: return weight
     if values.numel() != target.numel():
@@ -379,7 +379,7 @@ def log_without(log_probs, axis, target):
 
 # %% ../nbs/03_loss.ipynb #be890a6d
 def pair_of_classes(loss, targets, mix):
-    "The own and the partners' class numbers. Raises a `ValueError` where the term isn't defined"
+    "The own and the partners' class numbers. Raises a `ValueError` if the term isn't defined"
     if class_settings(loss) and len(targets.own) == 1 and len(mix.rows) == 1 and not is_floating(plain(targets.own[0])):
         own = plain(targets.own[0])
         return own, mix.others(own, targets.sources[0])
@@ -451,7 +451,7 @@ def __call__(self:MixLoss,
     pred, # The model's output for the mixed batch
     *targets, # That batch's targets
     **kwargs): # Passed on to the user's loss
-    "The loss of `pred`. Raises a `TypeError` where targets come by name"
+    "The loss of `pred`. Raises a `TypeError` if targets come by name"
     func = partial(self.user_loss, **kwargs) if kwargs else self.user_loss
     if self.mixes is None: return func(pred, *targets)
     if kwargs and not targets:

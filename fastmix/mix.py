@@ -52,7 +52,7 @@ def as_array(o, **kwargs):
 
 # %% ../nbs/00_mix.ipynb #24ad6f71
 def shift_of(index):
-    "The shift, where `index` is a rotation; else `None`"
+    "The shift, if `index` is a rotation; else `None`"
     n, shift = index.size, int(index[0])
     if 0 <= shift < n and index.tobytes() == cached_rotation(n, shift).tobytes(): return shift
 
@@ -170,7 +170,7 @@ def partner(self:Mix) -> Tensor:
 # %% ../nbs/00_mix.ipynb #579526b8
 @patch(as_prop=True)
 def shift(self:Mix) -> int|None:
-    "How far away the partner is, where all are a rotation of the batch"
+    "The shift, if the partners are a rotation of the batch; else `None`"
     return self.rows[0] if len(self.rows) == 1 and isinstance(self.rows[0], int) else None
 
 # %% ../nbs/00_mix.ipynb #3080c06c
@@ -249,6 +249,8 @@ def by_pairs(self:Mix, f, t, source, weight):
     if t.numel() < 2**14 or not self.in_pairs(t): return f(t, self.others(t, source), weight)
     source, out = t if source is None else source, torch.empty_like(t)
     self.check(source)
+    many = self.shift is None
+    if many and isinstance(weight, float): weight = torch.tensor([weight], dtype=t.dtype) # Faster in many small calls
     per_sample = isinstance(weight, Tensor) and len(weight) > 1
     for own, partner in self.pairs():
         f(t[own], source[partner], weight[own] if per_sample else weight, out=out[own])
@@ -324,7 +326,7 @@ def blend_labels(self:Mix,
 
 # %% ../nbs/00_mix.ipynb #8c474202
 def check_own(own, n):
-    "Raise a `TypeError` or `ValueError` for what can't be the own weights of `n` samples"
+    "Raise a `TypeError` or `ValueError` unless these can be the own weights of `n` samples"
     is_soft = own.is_floating_point()
     if not (is_soft or own.dtype is torch.bool): raise TypeError(f"`own` must be bool or floating; got {own.dtype}")
     if not 2 <= own.ndim <= 4 or not own.numel() or len(own) not in (1, n):
@@ -375,7 +377,7 @@ def covered(cells, size):
 def own_at(self:Mask,
     size:tuple, # Another spatial size
 ) -> Tensor: # `(m, *size)`: bool where each place has one answer, else floating
-    "The own weights on another grid. Raises a `ValueError` where the two do not fit"
+    "The own weights on another grid. Raises a `ValueError` if the two do not fit"
     if tuple(size) == self.size: return self.own
     if not same_grid(size, self.size):
         raise ValueError(f"a mix of places within {self.size} does not fit a size of {tuple(size)}: "
@@ -391,7 +393,7 @@ def own_at(self:Mask,
 def own_in(self:Mask,
     t:Tensor, # A tensor of the batch, `(n, …, *size)`
 ) -> Tensor: # `(m, 1, …, *size)`
-    "The own weights at the places of `t`, shaped to multiply it. Raises a `ValueError` where `t` has other places"
+    "The own weights at the places of `t`, shaped to multiply it. Raises a `ValueError` if `t` has other places"
     d = len(self.size)
     if t.ndim <= d:
         raise ValueError(f"a mix of places within {self.size} needs a tensor with as many spatial dimensions; "
@@ -417,17 +419,18 @@ def __call__(self:Mask,
     t:Tensor, # A tensor of the batch, `(n, …, *size)`: of any dtype for a bool mask, floating for a floating one
     source:Tensor|None=None, # The tensor to take the partners from. `None`: `t` itself
 ) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
-    "Mix `t`. Raises a `ValueError` for a size that does not fit, a `TypeError` where integers would be averaged"
+    "Mix `t`. Raises a `ValueError` for a size that does not fit, a `TypeError` if integers would be averaged"
     self.check(t)
     own = self.own_in(t)
     if own.dtype is torch.bool: return self.by_pairs(where, t, source, own)
     if not is_floating(t):
         raise TypeError(f"a floating mask averages, and a tensor of {t.dtype} has nothing in between")
-    return self.by_pairs(average, t, source, own.to(t.dtype))
+    if own.dtype is t.dtype: return self.by_pairs(average, t, source, own) # Without a new mask of partners' weights
+    return self.by_pairs(torch.lerp, t, source, (1 - own).to(t.dtype))
 
 # %% ../nbs/00_mix.ipynb #51db870b
 def cells_inside(bounds, size, arange):
-    "`(m, *size)`: the places of regions `(m, d, 2)`; an array or a tensor, as `bounds` and what `arange` makes"
+    "`(m, *size)`: the places inside regions `(m, d, 2)`; an array or a tensor, as `bounds` and `arange` give"
     rows, d = [], len(size)
     for i, length in enumerate(size):
         cell, low, high = arange(length), bounds[:, i, :1], bounds[:, i, 1:]
@@ -492,7 +495,7 @@ def as_bits(t): return (t if t.dtype is torch.float32 else t.view(integers[t.ele
 # %% ../nbs/00_mix.ipynb #3783cbe9
 @patch
 def region_in(self:Paste, t):
-    "The region in the cells of `t`, whose size may be a whole multiple; `None` where `t` has another grid"
+    "The region in the cells of `t`, whose size may be a whole multiple; `None` if `t` has another grid"
     size = t.shape[t.ndim-len(self.size):]
     if t.ndim <= len(self.size): return None
     if size == self.size: return self.region
@@ -549,7 +552,7 @@ def paste_small(self:Paste, t, source):
 # %% ../nbs/00_mix.ipynb #17dd0c79
 @patch
 def fast_region(self:Paste, t):
-    "The region in the cells of `t`, where it can be copied; `None` where every place must be looked at"
+    "The region in the cells of `t`, if it can be copied; `None` if we need a mask"
     if not self.in_pairs(t) or isinstance(self.region, Tensor): return None
     if len(self.region) > 1 and not by_numpy(t): return None
     return self.region_in(t)
@@ -573,7 +576,7 @@ def __call__(self:Paste,
 
 # %% ../nbs/00_mix.ipynb #bf43ec97
 def nested(f, o, *more):
-    "`o` with `f` of every tensor in it, and of those at the same place in `more`; all else stays"
+    "`o` with each tensor replaced by `f` of it, and of the tensors at its place in `more`. All else stays"
     if isinstance(o, Tensor): return f(o, *more)
     if isinstance(o, (tuple, list, L)):
         values = [nested(f, *v) for v in zip(o, *more, strict=True)] if more else [nested(f, v) for v in o]

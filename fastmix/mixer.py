@@ -83,13 +83,13 @@ def check_parts(name, pair):
     return tuple(pair)
 
 def check_instead(name, pair, alpha, what):
-    "`pair` as `check_parts` gives it, where `what` is drawn by it, not by λ. Raises a `ValueError` for an `alpha` as well"
+    "`check_parts`, for a `pair` that draws `what` instead of λ. Raises a `ValueError` if there is an `alpha`, too"
     if alpha is None: return check_parts(name, pair)
     raise ValueError(f"`{name}` draws {what}, and `alpha` λ: give one of the two; got alpha={alpha!r}")
 
 # %% ../nbs/05_mixer.ipynb #f63e02b4
 def check_alpha(alpha):
-    "`alpha` as it is stored: a number, a tuple of two, or a function. Raises unless all it gives is positive"
+    "`alpha` as we store it: a number, a tuple of two, or a function. Raises unless all its values are positive"
     if callable(alpha):
         for done in (0., .5, 1.): check_alpha(alpha(done))
         return alpha
@@ -148,7 +148,7 @@ def draw(self:Mixer,
     lam:np.ndarray, # `(m,)`: own shares in [0, 1], m = 1 or n
     rng:np.random.Generator, # The source of everything else that is random
 ) -> Mix|list: # One mix; or several, `None` for the clean batch, to train on all of them
-    "Draw the mix for a batch. A method of mixing says here what it does"
+    "Draw the mix for a batch. Each method of mixing writes this"
     raise NotImplementedError(f"{type(self).__name__} must define `draw(self, batch, lam, rng)`")
 
 # %% ../nbs/05_mixer.ipynb #b398d47b
@@ -172,7 +172,7 @@ def class_partners(y, rng, same):
 
 # %% ../nbs/05_mixer.ipynb #1d5d6945
 def class_of(batch):
-    "`(n,)`: the class of each sample. Raises a `TypeError` where samples have no single class"
+    "`(n,)`: the class of each sample. Raises a `TypeError` if samples have no single class"
     found = [plain(y) for y in tensors(batch.yb)]
     if len(found) == 1 and not is_floating(found[0]) and found[0].shape[1:].numel() == 1: return found[0].flatten()
     got = '; '.join(f'{y.dtype}, {tuple(y.shape)}' for y in found) or 'none'
@@ -180,7 +180,7 @@ def class_of(batch):
 
 # %% ../nbs/05_mixer.ipynb #65e82430
 def takes_integers(x, batch):
-    "Has the input `x` the places of the batch, so that a part of it can be pasted?"
+    "Does the input `x` have the places of the batch, so that a part of it can be pasted?"
     placed = has_places if batch.dims is None else ends_in
     return bool(batch.size) and placed(x, batch.size)
 
@@ -221,7 +221,7 @@ def draw_lams(self:Mixer,
     rng:np.random.Generator, # The generator to draw with
     m:int=1, # How many
 ) -> np.ndarray: # `(m,)`: own shares in [0, 1]
-    "Draw the own shares to aim at; 1 where there's no `alpha`, for a method that draws something else"
+    "Draw the own shares to aim at; 1 without an `alpha`, for methods that draw something else"
     if self.alpha is None: return np.ones(m)
     return draw_lam(at(self.alpha, batch.done), rng, m, self.fold)
 
@@ -278,7 +278,7 @@ def term(self:Mixer,
 # %% ../nbs/05_mixer.ipynb #c9bb1e8f
 @patch
 def next_source(self:Mixer, batch, rng, inside):
-    "The batch that partners come from. Raises a `ValueError` where samples are mixed inside the network"
+    "The batch that partners come from. Raises a `ValueError` if samples are mixed inside the network"
     if inside: raise ValueError(f"{type(self).__name__} mixes inside the network here, where there are no partners from a `source`")
     if self.pool is None or self.pool.rng is not rng: self.pool = Source(self.source, rng)
     return self.pool.beside(batch, labels=self.targets != 'keep')
@@ -293,7 +293,7 @@ class MixedBatch:
         facts:LossFacts|None=None, # What is known of the loss. `None`: any mix will do
         lam:float|None=None, # Aim at this own share, in [0, 1]. `None`: draw it
     ):
-        "Draw the mix. Raises a `TypeError` or `ValueError` where the batch cannot be mixed"
+        "Draw the mix. Raises a `TypeError` or `ValueError` if the batch cannot be mixed"
         self.mixer, self.batch, self.facts = mixer, batch, facts
         self.hooks, self.switched, self.held, self.under_way = [], None, None, False
         self.place, batch.dims = mixer.place(batch, rng), mixer.dims
@@ -315,7 +315,7 @@ class MixedBatch:
 # %% ../nbs/05_mixer.ipynb #b98dea6c
 @patch
 def check_drawn(self:MixedBatch):
-    "Raise where `draw` has returned something else than mixes of this batch"
+    "Raise unless `draw` returned mixes of this batch"
     fit = [mix for mix in self.mixes if isinstance(mix, Mix) and mix.n == self.batch.n]
     if fit and len(fit) + self.mixes.count(None) == len(self.mixes): return
     wanted = f"`draw` of {type(self.mixer).__name__} must return a mix, or a list of mixes"
@@ -347,14 +347,14 @@ def part(self:MixedBatch,
 # %% ../nbs/05_mixer.ipynb #9c0755dd
 @patch
 def inputs(self:MixedBatch) -> tuple:
-    "The inputs as the model gets them: mixed, unless a layer will do that; of several mixes one below the other"
+    "The inputs as the model gets them: mixed, unless a layer will do that. Several mixes are joined into one batch"
     parts = [self.part(mix) for mix in self.mixes]
     return parts[0] if len(parts) == 1 else nested(lambda *rows: torch.cat(rows), tuple(parts[0]), *parts[1:])
 
 # %% ../nbs/05_mixer.ipynb #8ae9dae5
 @patch
 def labels(self:MixedBatch) -> tuple:
-    "The targets as they stand in `learn.yb`: mixed where that can be; of several mixes the own ones"
+    "The targets as they stand in `learn.yb`: mixed if they can be. For several mixes, the own ones"
     return self.targets.mixed(self.mixes[0]) if len(self.mixes) == 1 else self.batch.yb
 
 @patch
@@ -422,7 +422,7 @@ def settle(self:MixedBatch):
 # %% ../nbs/05_mixer.ipynb #d4aa59e2
 @patch(as_prop=True)
 def left(self:MixedBatch) -> Mix|None:
-    "The mix that `learn.pred` belongs to after the loss: none, the clean batch, if that is among them"
+    "The mix that `learn.pred` belongs to after the loss; `None`, the clean batch, if that is among them"
     return None if None in self.mixes else self.mixes[0]
 
 @patch
@@ -529,7 +529,7 @@ def seed_rng(self:Mixer):
 
 @patch(as_prop=True)
 def mix(self:Mixer) -> Mix|None:
-    "The last mix that was drawn; `None` where the batch stayed clean"
+    "The last mix that was drawn; `None` if the batch stayed clean"
     return self.batch and self.batch.mix
 
 # %% ../nbs/05_mixer.ipynb #0fe4fd31
@@ -550,7 +550,7 @@ def __call__(self:Mixer, event_name):
 
 # %% ../nbs/05_mixer.ipynb #c2181e62
 def refuse_labels(batch):
-    "Raise a `TypeError` where the labels are an input of the model"
+    "Raise a `TypeError` if the labels are an input of the model"
     for name, x in named(batch.xb):
         if not isinstance(x, Tensor) or is_floating(x := plain(x)): continue
         among = any(y.shape == x.shape and torch.equal(plain(y), x) for y in tensors(batch.yb))
@@ -655,7 +655,7 @@ fastai_one_batch = getattr(Learner.one_batch, '_before_fastmix', Learner.one_bat
 def one_batch(self, i, b):
     before = [cb for cb in self.cbs if isinstance(cb, Mixer)]
     if before and self.training: before[0].check_alone(self)
-    around = [(cb, cb.pause()) for cb in before] # A batch in the midst of which a callback runs this one
+    around = [(cb, cb.pause()) for cb in before] # The batch in the middle of which a callback runs this one
     try: return fastai_one_batch(self, i, b)
     finally:
         for cb in [*before, *self.cbs]: # Also one that was removed or added in the middle of the batch
@@ -692,7 +692,7 @@ def __deepcopy__(self:Mixer, memo):
 # %% ../nbs/05_mixer.ipynb #6b303f4a
 @patch
 def state_dict(self:Mixer) -> dict: # What `torch.save` can save and `load_state_dict` restores
-    "The state of the generator, `None` where there is none yet; and what has been found out about the loss"
+    "The state of the generator, `None` if there is none yet, and what we know about the loss"
     facts = self.facts
     known = facts and (facts.before if facts.loss is None else facts.per_sample)
     return {'rng': self.rng and copy.deepcopy(self.rng.bit_generator.state), 'per_sample': known}
@@ -702,7 +702,7 @@ def state_dict(self:Mixer) -> dict: # What `torch.save` can save and `load_state
 def load_state_dict(self:Mixer,
     state:dict, # From `state_dict`
 ):
-    "Go on from `state`. Raises a `ValueError` for what is no state of a mixer"
+    "Go on from `state`. Raises a `ValueError` unless it is the state of a mixer"
     try:
         rng = None if state['rng'] is None else np.random.default_rng()
         if rng: rng.bit_generator.state = state['rng']
@@ -797,7 +797,7 @@ def example_batch(
     data:str, # What the method is for: its `data`
     shape:tuple, # Shape of the input, `(n, c, *size)`; of a table its rows and columns
 ) -> Batch: # The same each time
-    "Random inputs, with targets that such a method is for"
+    "Random inputs, with targets for such a method"
     rng, n = torch.Generator().manual_seed(0), shape[0]
     classes = torch.randint(0, 4, (n,), generator=rng)
     if data == 'table': return Batch((torch.randint(0, 5, shape[:2], generator=rng), torch.rand(shape[:2], generator=rng)), (classes,))
@@ -810,9 +810,9 @@ def check_mixer(
     size:tuple=(20, 30), # Spatial size of the batch to try it on; better not a square. A method for tables gets a table
     n:int=6, # Batch size
     draws:int=20, # How many batches
-    y:Tensor|None=None, # `(n, …)`: the first target, for a method that looks at it. `None`: one that it is for
+    y:Tensor|None=None, # `(n, …)`: the first target, for a method that looks at it. `None`: one that fits the method
 ):
-    """Raise an `AssertionError` where `mixer` breaks a promise: labels that don't fit the inputs, masks at another
+    """Raise an `AssertionError` if `mixer` breaks a promise: labels that don't fit the inputs, masks at another
     place, a batch written to, a generator that isn't its own"""
     if mixer.data == 'table': size = None
     if y is None and mixer.data in ('number', 'mask'): y = example_batch(mixer.data, (n, 3, *size)).y

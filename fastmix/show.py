@@ -42,9 +42,9 @@ from .mixer import MixedBatch, Mixer, arguments, check_alpha, check_number, chec
 @contextmanager
 def untouched(
     dl, # A `DataLoader`
-    seed:int|None=None, # Draw with this seed. `None`: go on from where the generators are
+    seed:int|None=None, # Draw with this seed. `None`: go on with the generators as they are
 ):
-    "Inside, batches can be drawn from `dl`; afterwards every random generator is as it was"
+    "A context in which you can draw batches from `dl`; afterwards all random generators are as before"
     check_seed(seed)
     state = random_state(dl)
     if vars(dl).get('_iterator') is not None: dl._iterator = None
@@ -58,7 +58,7 @@ def untouched(
 # %% ../nbs/07_show.ipynb #652d352c
 @contextmanager
 def as_it_was(*mixers):
-    "Inside, the mixers can be used; afterwards they hold what they held"
+    "A context in which the mixers can be used; afterwards their attributes are as before"
     held = [vars(mixer).copy() for mixer in mixers]
     try: yield
     finally:
@@ -70,7 +70,7 @@ def as_it_was(*mixers):
 theirs = "fastai exports a MixUp and a CutMix of its own: import fastmix last"
 
 def mixer_from(mixer):
-    "`mixer`, made from its class if need be. Raises a `TypeError` for anything else"
+    "`mixer`, or one made from the class `mixer`. Raises a `TypeError` for anything else"
     if isinstance(mixer, type): mixer = mixer()
     if isinstance(mixer, Mixer): return mixer
     name = f'{type(mixer).__module__}.{type(mixer).__name__}'
@@ -88,13 +88,13 @@ def mixer_of(learn):
 
 # %% ../nbs/07_show.ipynb #41bbf7cc
 def train_loader(dls):
-    "The training loader. Raises a `TypeError` where there is none"
+    "The training loader. Raises a `TypeError` if there is none"
     if hasattr(dls, 'train') and not isinstance(dls, Learner): return dls.train
     raise TypeError(f"`dls` must be `DataLoaders`; got {type(dls).__name__}. Of a learner, take `learn.dls`")
 
 # %% ../nbs/07_show.ipynb #9fe326b0
 def next_batch(dls, learn=None, least=2):
-    "The training batch that comes next, as a `Batch`. Raises a `ValueError` where it has fewer than `least` samples"
+    "The training batch that comes next, as a `Batch`. Raises a `ValueError` if it has fewer than `least` samples"
     dl = dls.train
     whole = tuple(dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl)))
     n_inp = getattr(dls, 'n_inp', max(1, len(whole)-1))
@@ -116,7 +116,7 @@ def is_hot(values): return len(values) > 3 and set(values) <= {0, 1}
 # %% ../nbs/07_show.ipynb #a7da115a
 def label_of(
     targets, # Decoded targets of one sample
-    vocab=None, # The names of the classes, for class numbers that the loader gives no names
+    vocab=None, # Names of the classes, if the loader has none
 ) -> str:
     "What a sample is called in a title: its category, categories or numbers; empty for a target that has no short name"
     values = next((values for values in map(values_of, targets) if values is not None), ())
@@ -130,7 +130,7 @@ def label_of(
 
 # %% ../nbs/07_show.ipynb #aeeec4ee
 def share_texts(shares):
-    "Shares with two digits; with more where two would say 0 or 1 and something is mixed"
+    "Shares with two digits; with more if two would say 0 or 1, and something is mixed"
     for digits in 2, 3, 4:
         texts = [f'{share:.{digits}f}' for share in shares]
         if not any(0 < share < 1 and float(text) in (0, 1) for share, text in zip(shares, texts)): return texts
@@ -141,7 +141,7 @@ def mix_title(
     lam:float|list|Tensor, # Own share; for more than two names a share for each, or for each but the last
     *names:str, # What the sample is called, and each of its partners
 ) -> str:
-    "For example `0.62 leonberger + 0.38 Ragdoll`. Raises a `ValueError` where shares or names are missing"
+    "For example `0.62 leonberger + 0.38 Ragdoll`. Raises a `ValueError` if shares or names are missing"
     shares = np.asarray(lam, dtype=float).ravel().tolist()
     if len(shares) == len(names)-1: shares.append(round(1-sum(shares), 6))
     if len(shares) != len(names):
@@ -179,7 +179,7 @@ class MixedSamples:
         dl, # The loader
         drawn:MixedBatch, # The batch and its mixes, of which the first is shown
         n:int|None=None, # How many samples, at most. `None`: 9; 4 where they are mixed inside the network
-        vocab=None, # The names of the classes, for class numbers that the loader gives no names
+        vocab=None, # Names of the classes, if the loader has none
     ):
         self.drawn, self.mix, self.n_inp, self.vocab = drawn, drawn.mix, len(drawn.batch.xb), vocab
         self.n = min(drawn.batch.n, n or (4 if drawn.place else 9))
@@ -614,7 +614,7 @@ def next_samples(dls, mixer, n=None, seed=None, lam=None, learn=None, vocab=None
 
 # %% ../nbs/07_show.ipynb #e0aa8860
 def room_for(ax, k):
-    "For how many samples there are axes. Raises a `ValueError` where one lacks some"
+    "For how many samples there are axes. Raises a `ValueError` if one lacks some"
     n, rest = divmod(np.size(ax), k)
     if rest or not n: raise ValueError(f"`ax` must hold {k} axes for each sample; got {n*k+rest}")
     return n
@@ -656,7 +656,7 @@ def show_mix(self:Learner,
     max_n:int|None=None, # How many samples to show, at most. `None`: 9, or 4 where own and partner are shown as well
     mixer:Mixer|None=None, # Show this mixer. `None`: the learner's own
     **kwargs, # As for the function: `sources`, `seed`, `lam`, `nrows`, `ncols`, `figsize`, `ax`, `vocab`
-) -> np.ndarray: # The axes, `(n,)`; `(n, k)` where a sample has several pictures
+) -> np.ndarray: # The axes, `(n,)`; `(n, k)` if a sample has several pictures
     "Show a mixed training batch, without a trace in the learner. Raises a `ValueError` if there is no mixer"
     mixer = mixer_of(self) if mixer is None else mixer
     if mixer is None: raise ValueError("this learner has no mixer to show: give it one, `learn.show_mix(mixer=MixUp())`")
@@ -675,10 +675,10 @@ def show_mix(
     figsize:tuple|None=None, # Width and height in inches
     ax=None, # Axes to draw on, one or several, in place of a new figure: as many samples as there are axes for
     learn:Learner|None=None, # Show what this learner would train on; `learn.show_mix` does
-    vocab=None, # The names of the classes, for class numbers that the loader gives no names
+    vocab=None, # Names of the classes, if the loader has none
     **kwargs, # Passed to `plt.subplots`
-) -> np.ndarray: # The axes, `(n,)`; `(n, k)` where a sample has several pictures
-    "Show a mixed training batch. Raises a `ValueError` for a batch of one, a `TypeError` for what cannot be mixed"
+) -> np.ndarray: # The axes, `(n,)`; `(n, k)` if a sample has several pictures
+    "Show a mixed training batch. Raises a `ValueError` for a batch of one, a `TypeError` for data that can't be mixed"
     check_asked(sources, seed, lam, max_n=max_n, nrows=nrows, ncols=ncols)
     if max_n is None and ax is not None: max_n = max(1, np.size(ax))
     elif max_n is None and sources: max_n = 4
@@ -708,7 +708,7 @@ def first_pair(batch):
 
 # %% ../nbs/07_show.ipynb #102f8e25
 def mixed_pair(dl, pair, name, mixer, lam, rng, vocab=None):
-    "The own sample of a pair as `mixer` mixes it with `lam`. Raises a `ValueError` where there is no picture of that"
+    "The own sample of a pair as `mixer` mixes it with `lam`. Raises a `ValueError` if there is no picture of that"
     with as_it_was(mixer):
         mixer.per = 'batch' # So that all rows draw as often, and their regions lie at the same place
         drawn = MixedBatch(mixer, Batch(*pair), copy.deepcopy(rng), lam=lam)
@@ -764,7 +764,7 @@ def show_mixers(
     seed:int|None=None, # Another pair, and another place for regions. `None`: what would come next
     figsize:tuple|None=None, # Width and height in inches
     ax=None, # Axes to draw on, one for each mixer and λ, in place of a new figure
-    vocab=None, # The names of the classes, for class numbers that the loader gives no names
+    vocab=None, # Names of the classes, if the loader has none
     **kwargs, # Passed to `plt.subplots`
 ) -> np.ndarray: # The axes, `(len(mixers), len(lams))`; of rows of a table one
     "Show one pair of samples, mixed by several mixers with several shares. Raises a `ValueError` for a mixer that has no picture"

@@ -22,7 +22,7 @@ def table(tmp_path_factory):
 
 def test_every_section_is_there(table):
     assert list(table.columns) == run.COLUMNS
-    expected = {'machine', 'version', 'mixing', 'methods', 'loss', 'step', 'python', 'size', 'memory'} | ({'loss memory'} if memory.available() else set())
+    expected = {'machine', 'version', 'mixing', 'methods', 'arguments', 'loss', 'step', 'python', 'size', 'memory'} | ({'loss memory'} if memory.available() else set())
     assert set(table.section) == expected
     assert {'cores', 'threads'} <= set(report.settings(table, 'machine')) and report.settings(table, 'version')['torch'] == torch.__version__.split('+')[0]
 
@@ -51,6 +51,44 @@ def test_every_method_is_measured_and_its_cost_said(table):
     for method in set(rows.method): assert 'times as long as copying them, with one' in report.cost(method, table) and ' ms ' in report.cost(method, table)
     assert "hasn't been measured" in report.cost('ManifoldMixUp', table)
     assert len(report.methods_table(table)) == len(set(rows.method))
+
+
+def test_arguments_are_measured_beside_those_that_have_them(table):
+    rows = report.figures(table, 'arguments')
+    assert not (table[table.section == 'arguments'].note != '').any() and (rows.library == 'torch').sum() == 2
+    mine = rows[rows.library == 'fastmix']
+    assert set(zip(mine.method, mine.kind)) == {*(('MixUp', name) for name in ('k', 'source', 'partner')), ('CutMix', 'sides'), ('CopyPaste', 'share')}
+    assert all(set(part.per) == {'batch', 'sample'} for _, part in mine.groupby(['method', 'kind']))
+    assert set(rows.library) - {'fastmix', 'torch'} == {'timm', 'kornia'} - set(peers.missing)
+    assert len(report.arguments_table(table)) == len(rows) - 2 and len(report.aims(table).query("what.str.contains(' beside ')")) == 4 + len(list(report.argument_peers(table)))
+    for method in set(mine.method): assert all(f"`{name}` " in report.cost(method, table) for name in mine[mine.method == method]['name'])
+    assert 'Drawing and masks included' in report.cost('CopyPaste', table) and 'in copies' not in report.cost('FMix', table)
+
+
+def test_who_has_the_same_argument_is_compared(table):
+    rows = table.copy()
+    mine = rows['name'] == "CopyPaste(share=0.5, per='sample')"
+    rows.loc[mine, ['value', 'spread', 'rounds']] = '2', '.01', '100'
+    peer = {**rows[mine].iloc[0], 'library': 'kornia', 'name': 'theirs', 'value': '5'}
+    rows = pd.concat([rows[rows.library != 'kornia'], pd.DataFrame([peer])])
+    (own, best), = [pair for pair in report.argument_peers(rows) if pair[0].method == 'CopyPaste']
+    assert (own.value, best.value, report.who(own, best)) == (2, 5, 'fastmix') and report.who(own.replace(2., 9.), best) == 'kornia'
+    assert "kornia `theirs` 5.00" in report.cost('CopyPaste', rows)
+    line = report.aims(rows).set_index('what').loc["the callback of CopyPaste(share=0.5, per='sample') beside kornia"]
+    assert (line.measured, line.met) == ('2.00, theirs 5.00', 'yes')
+
+
+def test_masks_have_areas():
+    y = peers.masks(4, (224, 224))
+    assert y.shape == (4, 224, 224) and set(y.unique().tolist()) == {0, 1, 2, 3}
+    assert (y[:, 1:] != y[:, :-1]).float().mean() < .06 and peers.masks(2, (3, 5)).shape == (2, 3, 5)
+
+
+@pytest.mark.parametrize('offers', [peers.arguments, peers.with_masks])
+def test_arguments_mix(offers):
+    x, y = peers.numbered((6, 3, 12, 12), 'float32', 'contiguous')
+    if offers is peers.with_masks: y = peers.masks(6, (12, 12))
+    assert list(offers(x, y)) and peers.refusals(x, y, offers) == {}
 
 
 @pytest.mark.parametrize('name', [name for name in peers.LIBRARIES if name != 'fastmix'])

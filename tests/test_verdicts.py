@@ -160,6 +160,12 @@ def test_an_earlier_epoch_that_was_better_is_told(metric, curve, said):
     assert comparison.best_before(metric) == said and comparison.fine_print().endswith(said or 'not about that of these samples.')
 
 
+def test_one_point_is_called_so_and_no_other():
+    values = dict(none=none, A=[v + d for v, d in zip(none, (.01, -.008, .003, -.004, 0))])
+    assert 'one point' in made(**values).summary()
+    for margin in (.003, .011, .021, .11): assert 'one point' not in made(**values).what_next('accuracy', margin=margin)
+
+
 @pytest.mark.parametrize('metric, better, worse', [
     ('accuracy', 'gains 2.0 points of accuracy here,', 'loses 2.0 points'), ('error_rate', 'lowers the error rate by 2.0 points here,', 'raises it by 2.0 points'),
     ('mse', 'lowers the mse by 0.0200 here,', 'raises it by 0.0200'), ('psnr', 'gains 0.0200 of psnr here,', 'loses 0.0200')])

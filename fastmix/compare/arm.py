@@ -93,11 +93,9 @@ def data_of(dls):
     datasets = [getattr(dl, 'dataset', None) for dl in dls.loaders]
     sizes = [str(len(dataset)) if hasattr(dataset, '__len__') else 'some' for dataset in datasets]
     parts = [part for dataset in datasets for part in leaves(items_of(dataset))]
-    files = [part for part in parts if isinstance(part, Path)]
-    top = os.path.commonpath(files) if files else ''
-    def text(file): return f'{os.path.relpath(file, top)} {file.stat().st_size}'
-    parts = [text(part) if isinstance(part, Path) else part for part in parts]
-    return f"{' + '.join(sizes)} samples, {fingerprint(*parts)}"
+    top = os.path.commonpath([part for part in parts if isinstance(part, Path)] or [''])
+    def text(part): return f'{os.path.relpath(part, top)} {part.stat().st_size}' if isinstance(part, Path) else part
+    return f"{' + '.join(sizes)} samples, {fingerprint(*map(text, parts))}"
 
 # %% ../../nbs/compare/arm.ipynb #36c7316f
 def name_of(o):
@@ -156,9 +154,9 @@ def fit_texts(learn):
         values = [np.max(scheds[name](i/100)) for i in range(101)] if name in scheds else [value]
         return f'{values[0]:.4g} to {max(values):.4g}' if name == 'lr' or name in scheds else value
     groups = [{name: planned(name, value) for name, value in group.items()} for group in learn.opt.hypers]
-    rate = groups[-1].pop('lr')
-    hypers = dict.fromkeys(as_text({name: value for name, value in group.items() if name != 'lr'}) for group in groups)
-    return {'epochs': str(learn.n_epoch), 'learning rate': rate, 'hyperparameters': '; '.join(hypers)}
+    rates = [group.pop('lr') for group in groups]
+    hypers = dict.fromkeys(map(as_text, groups))
+    return {'epochs': str(learn.n_epoch), 'learning rate': rates[-1], 'hyperparameters': '; '.join(hypers)}
 
 # %% ../../nbs/compare/arm.ipynb #6255b9c7
 def loader_of(dl): return getattr(dl, 'fake_l', dl) # Where the number of workers is: fastai's has one of torch's inside
@@ -313,10 +311,13 @@ def measures_of(log, learn, evaluate):
 class NoNumbers(TypeError):
     "What `evaluate` returned is no dictionary"
 
+def start_texts(learn):
+    "What a run starts from"
+    return dict(weights=fingerprint(*learn.model.parameters()), data=data_of(learn.dls))
+
 def begin(learn, log, verbose):
     "Put the log into a `Learner`, with what is known before the first fit"
-    log.note(dict(weights=fingerprint(*learn.model.parameters()), data=data_of(learn.dls)))
-    log.note(means_texts(learn.dls) | learner_texts(learn))
+    log.note(start_texts(learn) | means_texts(learn.dls) | learner_texts(learn))
     learn.add_cbs([log, Beginnings(log)])
     if not verbose: learn.remove_cb(ProgressCallback).logger = noop
 
@@ -361,7 +362,7 @@ def run_arm(make_learner, mixer, fit, evaluate=None, seed=42, expected=None, ver
     return row_of(log, seed, status, measures, getattr(learn, 'times', no_times)), log.epochs, log.made_of
 
 # %% ../../nbs/compare/arm.ipynb #ac8d411b
-def check_like(expected, row, epochs, made_of):
+def check_like(expected, row, made_of):
     "`Differs` where a run is not what's expected"
     log = RunLog(expected)
     log.note({name: row[name] for name in start if row[name] != 'none'} | made_of)

@@ -17,6 +17,7 @@ from fastai.callback import schedule  # noqa: F401 (gives Learner its fit_one_cy
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import no_random
+from fastcore.basics import groupby
 
 from ..all import all_mixers
 from .report import accuracy_per_class, pictures_page
@@ -78,11 +79,10 @@ def has_weights(name):
 # %% ../../nbs/compare/images.ipynb #b19b6644
 def skipped_lines(skipped, names=3):
     "The files that are skipped, by reason: some of their names, and how many"
-    lines, by_reason = [], {}
-    for path, reason in skipped.items(): by_reason.setdefault(reason, []).append(str(path))
-    for reason, paths in by_reason.items():
+    lines = []
+    for reason, paths in groupby(skipped.items(), key=1, val=0).items():
         more = f', … ({len(paths)} files, all in skipped.txt)' if len(paths) > names else ''
-        lines.append(f"skipped, {reason}: {', '.join(paths[:names])}{more}")
+        lines.append(f"skipped, {reason}: {', '.join(map(str, paths[:names]))}{more}")
     return lines
 
 # %% ../../nbs/compare/images.ipynb #1cefdadc
@@ -126,7 +126,7 @@ def check_model(model, n_in, arch, size, **_):
 
 # %% ../../nbs/compare/images.ipynb #662140e1
 def learner_maker(images, settings):
-    "A function for `compare`, whose learners share their data; `InputError` where the network can't be had or used"
+    "A function for `compare`, whose learners share their data; `InputError` if the network can't be had or used"
     arch, n_in = settings['arch'], images.n_channels
     check_memory(n_in, **settings)
     images = images.with_labels(settings['labels_per_class'] or None, settings['wrong_labels'], settings['seed'])

@@ -57,23 +57,16 @@ def culprit(o, name, seen=()):
     return f'{name} is a {type(o).__name__}'
 
 # %% ../../nbs/compare/jobs.ipynb #a966ee25
-def check_sent(**pieces):
-    "Raise a `TypeError` for a piece that can't be sent; the sizes of all, in bytes"
-    sizes = {}
+def check_sent(most=100e6, **pieces):
+    "Raise a `TypeError` for a piece that can't be sent, and warn of one of more than `most` bytes"
     for name, piece in pieces.items():
-        try: sizes[name] = len(pickled(piece))
+        try: size = len(pickled(piece))
         except Exception as e:
             raise TypeError(f"{name} can't be sent to another process: {culprit(piece, name)} "
                             f'({str(e).splitlines()[0]}). Make it inside the function, or leave jobs at 1') from e
-    return sizes
-
-# %% ../../nbs/compare/jobs.ipynb #b9ec1e17
-def check_sizes(sizes, most=100e6):
-    "Warn of a piece that is large"
-    for name, size in sizes.items():
         if size > most:
             warnings.warn(f'{name} holds {size/1e6:.0f} MB, which are sent with every run: better load them inside the '
-                          'function, from a file', stacklevel=2)
+                          'function, from a file')
 
 # %% ../../nbs/compare/jobs.ipynb #46faa88b
 def loaded_modules():
@@ -107,7 +100,7 @@ def parcel_of(make_learner, arms, fit, evaluate, **limits):
                   evaluate=evaluate, methods=own_methods())
     try: functions = pickled(pieces)
     except Exception: check_sent(**pieces); raise
-    if len(functions) > 100e6: check_sizes(check_sent(**pieces))
+    if len(functions) > 100e6: check_sent(**pieces)
     return dict(modules=loaded_modules(), switches=switches(), functions=functions) | limits
 
 # %% ../../nbs/compare/jobs.ipynb #8c2b37e2

@@ -40,18 +40,17 @@ def plot_curves(curves, name, styles, ax, percent=False):
     if percent: in_hundredths(ax.yaxis)
     ax.set(title=words(name) + ', %'*percent, xlabel=f'epoch{mixed}')
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    if len(curves) and curves.epoch.max() == 1: ax.set(xlim=(.5, 1.5), xticks=[1])
+    if curves.epoch.max() == 1: ax.set(xlim=(.5, 1.5), xticks=[1])
 
 # %% ../../nbs/compare/plot.ipynb #688717b7
 def plot_differences(comparison, styles, metric, higher_is_better, ax):
     table = comparison.table(metric, higher_is_better)
-    by_seed = comparison.finished.pivot(index='seed', columns='arm', values=metric)
     first, shown = table.index[0], table[table.difference.notna()]
     ax.axvline(0, color='grey', linewidth=1)
     for i, (arm, row) in enumerate(shown.iterrows()):
-        differences = (by_seed[arm] - by_seed[first]).dropna()
         ax.errorbar(row.difference, i, xerr=row.difference - row.ci_low, capsize=4, **styles[arm] | dict(markersize=8))
-        ax.plot(differences, [i + .2]*len(differences), '|', color=styles[arm]['color'], markersize=9)
+        by_seed = comparison.differences(metric).loc[arm].dropna()
+        ax.plot(by_seed, [i + .2]*len(by_seed), '|', color=styles[arm]['color'], markersize=9)
     percent = comparison.in_percent(metric)
     if percent: in_hundredths(ax.xaxis)
     ax.set(title=f"{words(metric)} against {first}{', points'*percent}", ylim=(len(shown) - .4, -.6))
@@ -63,13 +62,12 @@ def plot_differences(comparison, styles, metric, higher_is_better, ax):
 def panels_of(comparison, metric, higher_is_better):
     "What draws a panel each, given its axes"
     metric, higher_is_better = comparison.judged_by(metric, higher_is_better)
-    table = comparison.table(metric, higher_is_better)
     curves = comparison.finished[['arm', 'seed']].merge(comparison.curves)
     styles = styles_of(dict.fromkeys(comparison.runs.arm))
     shown = {arm: style for arm, style in styles.items() if arm in set(curves.arm)}
     percent = {name: name in comparison.runs and comparison.in_percent(name) for name in curves.columns[3:]}
     panels = [partial(plot_curves, curves, name, shown, percent=percent[name]) for name in percent]
-    several = comparison.finished.seed.nunique() > 1 and 'difference' in table and table.difference.notna().any()
+    several = comparison.finished.seed.nunique() > 1 and comparison.differences(metric).notna().any(axis=None)
     return panels if not several else [*panels, partial(plot_differences, comparison, styles, metric, higher_is_better)]
 
 # %% ../../nbs/compare/plot.ipynb #1882fe5f

@@ -90,13 +90,12 @@ same = dict(bs='batch size', lr='learning rate', epochs='epochs') # Said in a se
 
 def said_once(comparison):
     "Settings, and what the runs are made of, a row each"
-    read = list(dict.fromkeys(name for texts in comparison.made_of.values() for name in texts if name != 'measures'))
+    read = pd.DataFrame(comparison.made_of).drop('measures', errors='ignore').fillna('none')
     rows = {name: ', '.join(map(str, value)) or 'none' if isinstance(value, list) else str(value)
-            for name, value in comparison.settings.items() if same.get(name) not in read}
-    for name in read:
-        texts = {arm: texts.get(name, 'none') for arm, texts in comparison.made_of.items()}
+            for name, value in comparison.settings.items() if same.get(name) not in read.index}
+    for name, texts in read.iterrows():
         each = '; '.join(f'{arm}: {text}' for arm, text in texts.items())
-        rows.setdefault(name, each if len({*texts.values()}) > 1 else texts.popitem()[1])
+        rows.setdefault(name, each if texts.nunique() > 1 else texts.iloc[0])
     return pd.DataFrame(rows.items(), columns=['setting', 'value'])
 
 # %% ../../nbs/compare/report.ipynb #690da471
@@ -140,9 +139,9 @@ shapes = dict(zip('osD^vPX', '●■◆▲▼✚✖'))
 
 def legend_of(arms):
     "The mark and name of each arm"
-    marks = {arm: (shapes[style['marker']], style['color']) for arm, style in styles_of(arms).items()}
-    return Ul(*(Li(Span(mark, cls='plot', style=f'color: {colour}'), f' {arm}') for arm, (mark, colour) in marks.items()),
-              cls='legend')
+    items = [Li(Span(shapes[style['marker']], cls='plot', style=f"color: {style['color']}"), f' {arm}')
+             for arm, style in styles_of(arms).items()]
+    return Ul(*items, cls='legend')
 
 def pictures_of(comparison, metric, higher_is_better, margin):
     "Curves and differences in a grid, and the batches"
@@ -172,7 +171,7 @@ def classes_of(comparison):
     "The mean accuracy per class, and its differences to the first arm"
     names = [name for name in comparison.measures if name.startswith(per_class)]
     means = comparison.finished.groupby('arm', sort=False)[names].mean().T.dropna(how='all')
-    if not len(means.T) or not len(means): return []
+    if means.empty: return []
     first, *others = means.columns
     gains = means[others].sub(means[first], axis=0)
     means = means.loc[gains.abs().max(axis=1).sort_values(ascending=False).index]

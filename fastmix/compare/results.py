@@ -44,9 +44,9 @@ class Comparison:
 def no_runs(settings):
     return Comparison(pd.DataFrame(columns=about), pd.DataFrame(columns=['arm', 'seed', 'epoch']), settings)
 
-def others(table, **key):
+def others(table, arm, seed):
     "The rows of a table, as dictionaries, but those of one run"
-    return [row for row in table.to_dict('records') if any(row[name] != value for name, value in key.items())]
+    return table[(table.arm != arm) | (table.seed != seed)].to_dict('records')
 
 # %% ../../nbs/compare/results.ipynb #a2c8f88a
 @patch
@@ -98,7 +98,7 @@ def read_table(path, needed, key):
 def read_results(
     folder:Path, # As `compare` has written it, also while it does
 ) -> Comparison: # Without `make_learner`, and without runs where none has ended yet
-    "The results in `folder`. `FileNotFoundError` where there are none, `ValueError` where they can't be read"
+    "The results in `folder`. `FileNotFoundError` if there are none, `ValueError` if they can't be read"
     folder = Path(folder)
     told = json.loads((folder/'settings.json').read_text(encoding='utf-8'))
     if not isinstance(told, dict): raise ValueError('settings.json holds no settings')

@@ -12,6 +12,7 @@ __all__ = ['OtherResults', 'AllRunsFailed', 'compare']
 # %% ../../nbs/compare/run.ipynb #1e75e436
 import json, operator
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -24,8 +25,8 @@ from fastai.torch_core import no_random
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-from .arm import Differs, arm_learner, as_text, check_like, data_of, fingerprint, learner_texts, means_texts
-from .arm import no_number, run_arm, start, taken, versions
+from .arm import Differs, arm_learner, as_text, check_like, learner_texts, means_texts, no_number, run_arm
+from .arm import start, start_texts, taken, versions
 from .jobs import at_once, check_jobs, gpu_names, limits_of, parcel_of, spread, usual_jobs
 from .results import Comparison, held, no_runs, read_results, write_results
 from .sentence import note_look
@@ -98,25 +99,24 @@ def earlier_results(folder, settings):
 
 # %% ../../nbs/compare/run.ipynb #4b8d49a6
 @patch
-def check_same(self:Comparison, make_learner, arms, seed, jobs=1):
-    """What the runs will be made of, `{arm: {name: text}}`, with which weights and data those of `seed` start, and how
-    many there are at once. `OtherResults` where they'd be made of something else than those that are there"""
-    first = int(self.runs.seed.iloc[0]) if len(self.runs) else seed
+def check_same(self:Comparison, make_learner, arms, wanted, jobs):
+    """What the `wanted` runs, pairs of arm and seed, will be made of, texts by name for each, and how many there are at
+    once. `OtherResults` where they'd be made of something else than those that are there"""
+    first = int(self.runs.seed.iloc[0]) if len(self.runs) else wanted[0][1]
     with no_random(first, reproducible=False):
         learn = arm_learner(make_learner, None, first)
         check_learner(learn)
         jobs = usual_jobs(learn) if jobs is None else jobs
-        means, known = means_texts(learn.dls, **limits_of(jobs)), dict(data=data_of(learn.dls))
+        means, known = means_texts(learn.dls, **limits_of(jobs)), start_texts(learn)
         planned = {arm: learner_texts(learn, mixer) | means for arm, mixer in arms.items()}
-        weights = dict(weights=fingerprint(*learn.model.parameters()))
-    differ = [other_settings(there, now, [name for name in now if name in there])
-              for there, now in [(self.expected(None, first), known),
-                                 *((self.made_of.get(arm, {}), texts) for arm, texts in planned.items())]]
-    differ = [f'{arm}: {text}' for arm, text in zip(['all arms', *arms], differ) if text]
+    pairs = [('all arms', self.expected(None, first), dict(data=known['data'])),
+             *((arm, self.made_of.get(arm, {}), texts) for arm, texts in planned.items())]
+    differ = [(arm, other_settings(there, now, [name for name in now if name in there])) for arm, there, now in pairs]
+    differ = [f'{arm}: {text}' for arm, text in differ if text]
     if differ:
         raise OtherResults(f"the runs that are there are made of something else ({'; '.join(differ)}): "
                            'give another folder')
-    return planned, (known | weights if first == seed else {}), jobs
+    return {(arm, seed): planned[arm] | (known if seed == first else {}) for arm, seed in wanted}, jobs
 
 # %% ../../nbs/compare/run.ipynb #039b9a18
 @patch
@@ -143,10 +143,10 @@ def missing(self:Comparison, wanted, retry):
 # %% ../../nbs/compare/run.ipynb #0c1a0e60
 def differs_text(result, arm, seed, e, folder):
     "Why a run is not written, and what to do"
-    hints = dict(weights='make_learner must make a new model each time, from the same code',
-                 data='make_learner must split the data in the same way, and no file may change',
-                 order='the batches must come in the same order')
-    hint = next((f'. {hint}' for name, hint in hints.items() if e.text.startswith(f'{name}: ')), '')
+    hints = dict(weights='. make_learner must make a new model each time, from the same code',
+                 data='. make_learner must split the data in the same way, and no file may change',
+                 order='. the batches must come in the same order')
+    hint = hints.get(e.text.partition(': ')[0], '')
     others = [text for text in dict.fromkeys(result.runs.versions) if text != versions()]
     made = f" (they were made with {' and '.join(others)}; now it's {versions()})" if others else ''
     other = ': give another folder' if folder else ''
@@ -193,14 +193,14 @@ def of(self:Comparison, wanted, **kwargs):
     "Only the `wanted` runs, pairs of arm and seed, as far as they are there, in their order"
     keys = pd.DataFrame(wanted, columns=['arm', 'seed'])
     curves = keys.merge(self.curves) if len(self.curves) else self.curves
-    return Comparison(keys.merge(self.runs), curves, self.settings, self.made_of, self.looks, **kwargs)
+    return replace(self, runs=keys.merge(self.runs), curves=curves, **kwargs)
 
 # %% ../../nbs/compare/run.ipynb #bb3b43eb
-def one_by_one(runs, verbose, run):
+def runs_here(result, runs, make_learner, arms, *others, verbose):
     "Yields arm, seed and a function that trains the run"
     for arm, seed in runs:
         if verbose: print(f'{arm}, seed {seed}', flush=True)
-        yield arm, seed, partial(run, arm, seed)
+        yield arm, seed, partial(run_arm, make_learner, arms[arm], *others, seed, result.expected(arm, seed), verbose)
 
 def processes_for(jobs, n):
     "The processes for `n` runs, a context that ends them; what else can be given runs, as it is"
@@ -208,14 +208,10 @@ def processes_for(jobs, n):
     return Processes(min(jobs, n), gpus=gpu_names()) if jobs > 1 and n else nullcontext()
 
 # %% ../../nbs/compare/run.ipynb #240e7080
-def ended_runs(result, processes, runs, functions, planned, limits, verbose):
+def ended_runs(result, processes, planned, runs, functions, limits, verbose):
     "Have `runs` trained, here or by `processes`: arm, seed and a function that gives the run, as they end"
-    if processes is None:
-        make_learner, arms, *others = functions
-        def run(arm, seed):
-            return run_arm(make_learner, arms[arm], *others, seed, result.expected(arm, seed), verbose)
-        return one_by_one(runs, verbose, run)
-    def expected(arm, seed): return planned(arm, seed) | result.expected(arm, seed)
+    if processes is None: return runs_here(result, runs, *functions, verbose=verbose)
+    def expected(*run): return planned[run] | result.expected(*run)
     return spread(processes, parcel_of(*functions, **limits), runs, expected)
 
 # %% ../../nbs/compare/run.ipynb #725e672d
@@ -232,24 +228,18 @@ def order_of(there, wanted, missing):
     return [*dict.fromkeys([*wanted, *kept] if first_is_missing else [*kept, *missing])]
 
 @patch
-def put_in_order(self:Comparison, order):
-    "Sort the runs, and their epochs, as they stand in `order`"
-    def places(table): return [order.index(run) for run in zip(table.arm, table.seed)]
-    self.runs, self.curves = (table.assign(place=places(table)).sort_values('place', kind='stable', ignore_index=True)
-                              .drop(columns='place') for table in (self.runs, self.curves))
-
-@patch
 def take_in(self:Comparison, arm, seed, run, order, folder):
     "Add what the function `run` gives, and write it. `OtherResults` where it's not like those that are there"
     known = self.expected(arm, seed)
     try:
         row, epochs, made_of = run()
-        check_like(known, row, epochs, made_of)
+        check_like(known, row, made_of)
     except Differs as e:
         is_known = e.text.split(': ')[0] in known
         raise OtherResults(differs_text(self, arm, seed, e, folder) if is_known else elsewhere_text(arm, seed, e)) from e
     self.add(arm, row, epochs, made_of)
-    self.put_in_order(order)
+    in_order = self.of(order)
+    self.runs, self.curves = in_order.runs, in_order.curves
     if folder: write_results(self, folder)
 
 # %% ../../nbs/compare/run.ipynb #929a9de9
@@ -279,17 +269,16 @@ def compare(
     wanted = [(arm, run_seed) for run_seed in range(seed, seed + seeds) for arm in arms]
     with held(folder) if folder else nullcontext():
         result = earlier_results(folder, settings)
-        texts, beginning, jobs = result.check_same(make_learner, arms, seed, jobs)
+        planned, jobs = result.check_same(make_learner, arms, wanted, jobs)
         missing = result.missing(wanted, retry)
         note_look(result, missing)
         n_there = len(wanted) - len(missing)
         if progress and n_there: print(f'{n_there} of {len(wanted)} runs are in {folder}', flush=True)
-        if progress and missing and at_once(jobs) > 1: print(told_of(jobs, texts[missing[0][0]]), flush=True)
-        def planned(arm, run_seed): return texts[arm] | (beginning if run_seed == seed else {})
+        if progress and missing and at_once(jobs) > 1: print(told_of(jobs, planned[missing[0]]), flush=True)
         order = order_of([*zip(result.runs.arm, result.runs.seed)], wanted, missing)
         functions, left, begun = (make_learner, arms, fit, evaluate), [*missing], perf_counter()
         with (processes_for(jobs, len(missing)) as processes,
-              closing(ended_runs(result, processes, missing, functions, planned, limits_of(jobs), verbose)) as ended):
+              closing(ended_runs(result, processes, planned, missing, functions, limits_of(jobs), verbose)) as ended):
             for arm, run_seed, run in ended:
                 result.take_in(arm, run_seed, run, order, folder)
                 left.remove((arm, run_seed))

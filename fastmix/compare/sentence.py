@@ -9,43 +9,34 @@ __all__ = []
 import math, shutil
 from html import escape
 
-import pandas as pd
 from fastcore.basics import patch
 
 from .results import Comparison
-from .table import direction_of, interval, told, words
+from .table import direction_of, interval, points, told, words
 from .verdict import more_seeds, shared_spread
 
 # %% ../../nbs/compare/sentence.ipynb #e70cd7f1
 def clause(arm, first, metric, higher_is_better, percent, margin, row, is_first=True):
     "What came of an arm that was decided; the measure is named once"
-    low, high = sorted(abs(value) for value in (row.ci_low, row.ci_high))
-    size, unit = told(abs(row.difference), percent, digits=1), ' points'*percent
-    within = f'[{told(low, percent, digits=1)}, {told(high, percent, digits=1)}]'
-    if row.verdict in ('better', 'worse') and higher_is_better:
-        verb = 'gains' if row.verdict == 'better' else 'loses'
-        of = f' of {words(metric)} here,' if is_first else ''
-        return f'{arm} {verb} {size}{unit}{of} {within}'
-    if row.verdict in ('better', 'worse'):
-        verb = 'lowers' if row.verdict == 'better' else 'raises'
-        of, here = (f'the {words(metric)}', ' here,') if is_first else ('it', '')
-        return f'{arm} {verb} {of} by {size}{unit}{here} {within}'
-    most = f'{told(margin, percent, digits=1)}{unit}'
-    if row.verdict.startswith('the same'): return f'{arm} is the same as {first} within {most}'
-    return f"{arm} is no {row.verdict.split()[1]} than {first} by more than {most}"
+    def size(value): return points(abs(value), percent, digits=1)
+    if row.verdict.startswith('the same'): return f'{arm} is the same as {first} within {size(margin)}'
+    if row.verdict.startswith('no '):
+        return f'{arm} is no {row.verdict.split()[1]} than {first} by more than {size(margin)}'
+    gains, lowers = dict(better=('gains', 'lowers'), worse=('loses', 'raises'))[row.verdict]
+    gain, within = size(row.difference), interval(*sorted(map(abs, (row.ci_low, row.ci_high))), percent, '', 1)
+    if higher_is_better: return f'{arm} {gains} {gain}' + f' of {words(metric)} here,'*is_first + f' {within}'
+    return f"{arm} {lowers} {f'the {words(metric)}' if is_first else 'it'} by {gain}{' here,'*is_first} {within}"
 
 # %% ../../nbs/compare/sentence.ipynb #2d8d085d
 @patch
 def short_of(self:Comparison, metric, higher_is_better=None, margin=None):
     "How many more seeds would show which difference, of the arms that can't be told from the first"
-    metric, higher_is_better = self.judged_by(metric, higher_is_better)
     table, differences = self.table(metric, higher_is_better, margin), self.differences(metric)
-    first = abs(table[metric].iloc[0])
-    size = margin or (.01 if self.in_percent(metric) else float(f'{first/20:.1g}'))
-    open_arms = differences.index[table.verdict[1:].str.startswith('not ')]
-    variance = pd.Series(shared_spread(differences.to_numpy())[0], differences.index)[open_arms].max()
-    n = int(differences.notna().sum(axis=1)[open_arms].min()) if len(open_arms) else 0
-    if not (n >= 3 and size > 0 and variance > 0): return {}
+    size = margin or (.01 if self.in_percent(metric) else float(f'{abs(table[metric].iloc[0])/20:.1g}'))
+    is_open = table.verdict[1:].str.startswith('not ').to_numpy(bool)
+    variance = shared_spread(differences.to_numpy())[0][is_open].max(initial=0)
+    if not (size > 0 and variance > 0): return {}
+    n = int(differences[is_open].notna().sum(axis=1).min())
     def more(size): return more_seeds(size, variance, n, max(1, self.tried), self.looks)
     by_five = next((size*times for times in (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20) if more(size*times) <= 5), size)
     return {by_five: more(by_five), size: more(size)}
@@ -59,7 +50,9 @@ def listed(names): return ' and '.join(filter(None, [', '.join(names[:-1]), *nam
 def what_next(self:Comparison, metric, higher_is_better=None, margin=None):
     "What more seeds would show of the arms that can't be told from the first"
     percent, parts = self.in_percent(metric), []
-    def shown(size): return f'{100*size:.3g} points'.replace('1 points', 'one point') if percent else f'a difference of {size:g}'
+    def shown(size):
+        if not percent: return f'a difference of {size:g}'
+        return 'one point' if math.isclose(size, .01) else f'{100*size:.3g} points'
     for size, more in self.short_of(metric, higher_is_better, margin).items():
         if math.isnan(more): parts.append(f'{shown(size)} would take more than 200')
         elif parts: parts.append(f'and {more} more would show {shown(size)}')
@@ -78,15 +71,17 @@ def summary(self:Comparison,
     table, percent = self.table(metric, higher_is_better, margin), self.in_percent(metric)
     first, rows = table.index[0], table.iloc[1:]
     if not len(rows): return ''
-    said = rows[~rows.verdict.str.match('not |no verdict|no seed')].sort_values('difference', ascending=not higher_is_better)
+    few, unclear = (rows[rows.verdict.str.match(start)] for start in ('no verdict|no seed', 'not '))
+    said = rows.drop([*few.index, *unclear.index]).sort_values('difference', ascending=not higher_is_better)
     parts = [clause(arm, first, metric, higher_is_better, percent, margin, row, i == 0)
              for i, (arm, row) in enumerate(said.iterrows())]
-    unclear, few = ([*rows.index[rows.verdict.str.match(start)]] for start in ('not ', 'no verdict|no seed'))
-    if unclear: parts += [f'{listed(unclear)} cannot be told from {first}', self.what_next(metric, higher_is_better, margin)]
-    if few:
-        so_far = [f"{arm} {told(rows.difference[arm], percent, '+', 1)}{' points'*percent}" for arm in few if not math.isnan(rows.difference[arm])]
-        text = f"{listed(few)}: no verdict, that takes 3 seeds, and 5 are better"
-        parts.append(text + (f" (so far {', '.join(so_far)})" if so_far else ''))
+    if len(unclear):
+        next_seeds = self.what_next(metric, higher_is_better, margin)
+        parts += [f'{listed(unclear.index)} cannot be told from {first}', next_seeds]
+    if len(few):
+        so_far = [f"{arm} {points(gain, percent, '+', 1)}" for arm, gain in few.difference.dropna().items()]
+        so_far = f" (so far {', '.join(so_far)})" if so_far else ''
+        parts.append(f'{listed(few.index)}: no verdict, that takes 3 seeds, and 5 are better{so_far}')
     return '; '.join(filter(None, parts)) + '.'
 
 # %% ../../nbs/compare/sentence.ipynb #36a7f0c9
@@ -157,7 +152,8 @@ def verdicts(self:Comparison,
     direction, percent, lines = direction_of(metric, higher_is_better), self.in_percent(metric), []
     table = self.table(metric, higher_is_better, margin)
     for arm, row in table.iloc[1:].iterrows():
-        gain = f"{words(metric)} {told(row.difference, percent, '+')}{' points'*percent} {interval(row, percent)}".strip()
+        within = interval(row.ci_low, row.ci_high, percent)
+        gain = f"{words(metric)} {points(row.difference, percent, '+')} {within}".strip()
         gain = '' if math.isnan(row.difference) else f" ({gain}{direction and f', {direction}'})"
         lines.append(f'{arm} against {table.index[0]}: {row.verdict}{gain}')
     return lines
@@ -173,11 +169,10 @@ def failures(self:Comparison) -> list: # Of sentences, one for each run that fai
 @patch
 def overview(self:Comparison):
     "The table as text that fits the window, without differences"
-    table = self.for_reading().drop(columns=['verdict'], errors='ignore')
-    table = table.loc[:, [not name.startswith(f'{words(self.judged_by()[0])} against') for name in table]]
-    narrow = ['arm', 'seeds', next(name for name in table if name.split(',')[0] == words(self.judged_by()[0]))]
+    table, against = self.for_reading(), f'{words(self.judged_by()[0])} against'
+    table = table[[name for name in table if name != 'verdict' and not name.startswith(against)]]
     fits = len(table.to_string(index=False).partition('\n')[0]) <= shutil.get_terminal_size((120, 30)).columns
-    return (table if fits else table[narrow]).to_string(index=False)
+    return (table if fits else table.iloc[:, :3]).to_string(index=False)
 
 @patch
 def __str__(self:Comparison):

@@ -53,10 +53,9 @@ def judged_by(self:Comparison,
 @patch
 def differences(self:Comparison, metric):
     "To the first arm, a row per other arm, a column per seed"
-    by_seed = self.finished.pivot(index='arm', columns='seed', values=metric)
-    first, *others = dict.fromkeys(self.runs.arm)
-    by_seed = by_seed.reindex([first, *others])
-    return (by_seed - by_seed.loc[first]).drop(index=first)
+    first, *others = self.runs.arm.unique()
+    by_seed = self.finished.pivot(index='arm', columns='seed', values=metric).reindex([first, *others])
+    return by_seed.loc[others] - by_seed.loc[first]
 
 # %% ../../nbs/compare/table.ipynb #4d425f87
 @patch(as_prop=True)
@@ -74,18 +73,16 @@ def table(self:Comparison,
     measure (`accuracy`, `accuracy_sd`); `difference` to the first arm in `metric`, `ci_low`, `ci_high`, `verdict`;
     `seconds_per_epoch`"""
     metric, higher_is_better = self.judged_by(metric, higher_is_better)
-    differences, rows = self.differences(metric), []
+    finished, differences = self.finished.groupby('arm'), self.differences(metric)
     judged = judge(differences, higher_is_better, margin, looks=self.looks, tried=self.tried, among=among)
-    judged = dict(zip(differences.index, judged))
     if margin and self.in_percent(metric):
-        for row in judged.values(): row['verdict'] = row['verdict'].replace(f'{margin:g}', f'{100*margin:g} points')
-    for arm in dict.fromkeys(self.runs.arm):
-        own = self.finished[self.finished.arm == arm]
-        row = dict(arm=arm, seeds=len(own), failed=(self.runs.arm == arm).sum() - len(own))
-        for name in self.measures: row |= {name: own[name].mean(), f'{name}_sd': own[name].std()}
-        rows.append(row | judged.get(arm, {}) | dict(seconds_per_epoch=(own.seconds / own.epochs).mean()))
-    table = pd.DataFrame(rows).set_index('arm')
-    return table[[*table.columns.drop('seconds_per_epoch'), 'seconds_per_epoch']]
+        for row in judged: row['verdict'] = row['verdict'].replace(f'{margin:g}', f'{100*margin:g} points')
+    status = self.runs.groupby('arm', sort=False).status
+    table = status.agg(seeds=lambda s: (s == 'finished').sum(), failed=lambda s: (s != 'finished').sum())
+    for name in self.measures: table[[name, f'{name}_sd']] = finished[name].agg(['mean', 'std'])
+    table = table.join(pd.DataFrame(judged, index=differences.index))
+    seconds = self.finished.seconds / self.finished.epochs
+    return table.assign(seconds_per_epoch=seconds.groupby(self.finished.arm).mean())
 
 # %% ../../nbs/compare/table.ipynb #5a463fdf
 def number(value, sign=''):
@@ -107,10 +104,11 @@ def told(value, percent, sign='', digits=2):
     "A value of a measure as text, in percent where it's a share; nothing for NaN"
     return number(value, sign) if not percent or math.isnan(value) else f'{100*value:{sign}.{digits}f}'
 
-def interval(row, percent, sign='+', digits=2):
-    "The interval of a row of the table, nothing where there is none"
-    if math.isnan(row.ci_low): return ''
-    return f'[{told(row.ci_low, percent, sign, digits)}, {told(row.ci_high, percent, sign, digits)}]'
+def points(value, percent, sign='', digits=2): return told(value, percent, sign, digits) + ' points'*percent
+
+def interval(low, high, percent, sign='+', digits=2):
+    "An interval of differences, nothing where there is none"
+    return '' if math.isnan(low) else f'[{told(low, percent, sign, digits)}, {told(high, percent, sign, digits)}]'
 
 # %% ../../nbs/compare/table.ipynb #04daa612
 @patch
@@ -121,20 +119,19 @@ def for_reading(self:Comparison,
 ) -> pd.DataFrame: # Of texts, a row per arm
     "The table of the arms, rounded: `mean ± standard deviation`, `difference [interval]`, shares in percent"
     metric, higher_is_better = self.judged_by(metric, higher_is_better)
-    table, direction = self.table(metric, higher_is_better, margin), direction_of(metric, higher_is_better)
-    percent, rows = {name: self.in_percent(name) for name in self.totals}, []
-    against = [f'{words(metric)} against {table.index[0]}', 'points' if percent[metric] else '', direction]
-    against = ', '.join(filter(None, against))
-    def mean(row, name):
-        value, spread = (told(row[column], percent[name]) for column in (name, f'{name}_sd'))
-        return {words(name) + ', %'*percent[name]: value + (spread and f' ± {spread}')}
-    for arm, row in table.iterrows():
-        line = dict(arm=arm, seeds=f'{row.seeds:.0f}' + (f' ({row.failed:.0f} failed)' if row.failed else ''))
-        line |= mean(row, metric)
-        if len(table) > 1: line |= {against: '', 'verdict': ''}
-        if arm != table.index[0]:
-            gain = f"{told(row.difference, percent[metric], '+')} {interval(row, percent[metric])}".strip()
-            line |= {against: gain, 'verdict': row.verdict}
-        for name in self.totals: line |= mean(row, name)
-        rows.append(line | {'s/epoch': '' if math.isnan(row.seconds_per_epoch) else f'{row.seconds_per_epoch:.3g}'})
-    return pd.DataFrame(rows)
+    table, percent = self.table(metric, higher_is_better, margin), self.in_percent(metric)
+    direction, others = direction_of(metric, higher_is_better), table.iloc[1:]
+    def means(name):
+        percent = self.in_percent(name)
+        values = ([told(row[name], percent), told(row[f'{name}_sd'], percent)] for _, row in table.iterrows())
+        return {words(name) + ', %'*percent: [' ± '.join(filter(None, value)) for value in values]}
+    seeds = [f'{row.seeds}' + f' ({row.failed} failed)'*bool(row.failed) for row in table.itertuples()]
+    columns = dict(arm=table.index, seeds=seeds) | means(metric)
+    if len(others):
+        against = [f'{words(metric)} against {table.index[0]}', 'points'*percent, direction]
+        gains = [f"{told(row.difference, percent, '+')} {interval(row.ci_low, row.ci_high, percent)}".strip()
+                 for row in others.itertuples()]
+        columns |= {', '.join(filter(None, against)): ['', *gains], 'verdict': ['', *others.verdict]}
+    for name in self.totals: columns |= means(name)
+    seconds = ['' if math.isnan(value) else f'{value:.3g}' for value in table.seconds_per_epoch]
+    return pd.DataFrame(columns | {'s/epoch': seconds})

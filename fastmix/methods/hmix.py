@@ -31,7 +31,7 @@ def outside(bounds, around, size):
         row = cells_inside(bounds[:, i:i+1], (length,), arange).float()
         rows.append(row.view(len(row), *[1]*i, length, *[1]*(len(size)-1-i)))
     around = around.view(-1, *[1]*len(size))
-    return torch.addcmul(around, reduce(mul, rows[:-1], -around), rows[-1])
+    return reduce(mul, rows, -around).add_(around)
 
 # %% ../../nbs/methods/hmix.ipynb #3613ef05
 @delegates()

@@ -23,7 +23,7 @@ from ..mixer import Mixer, arguments
 class MixChoice(Mixer):
     "One of several mixers, drawn for each batch"
     def __init__(self,
-        *mixers:Mixer, # The mixers to choose from, as instance or class. Their own arguments count, but for the `seed`
+        *mixers:Mixer, # The mixers to choose from, as instance or class. Their own arguments count, except for `seed`
         weights:list|None=None, # How often each is drawn, relative to the others, from 0 up. `None`: all alike
         **kwargs
     ):

@@ -53,7 +53,7 @@ def largest_first(shares):
 
 @patch
 def draw_many(self:MixUp, batch, lam, rng):
-    "A mix of `k` samples; of all there are, where there are fewer, and as ever of two"
+    "A mix of `k` samples, or of all if there are fewer; for two samples the usual mix"
     partners = draw_several(batch.n, self.k-1, rng)
     if len(partners) == 1: return Blend(lam, partners)
     alpha = at(self.alpha, batch.done)
@@ -64,7 +64,7 @@ def draw_many(self:MixUp, batch, lam, rng):
 # %% ../../nbs/methods/mixup.ipynb #1d9cda3c
 @patch
 def place(self:MixUp, batch, rng):
-    "Codes of a fastai model for tables or text are mixed where it has made floating point of them"
+    "In a fastai model for tables or text, mix codes after it has turned them into numbers"
     if all(map(is_floating, batch.inputs)): return None
     if batch.learn is None: return '', None # Somewhere inside
     layers = from_codes(unwrap(batch.learn.model))

@@ -76,7 +76,7 @@ def sizes_of(batch, counted):
 
 # %% ../../nbs/methods/remix.ipynb #7076c5f7
 def train_labels(dls):
-    "`(items, …)`: the targets of the training set. Raises a `ValueError` where they can't be read"
+    "`(items, …)`: the targets of the training set. Raises a `ValueError` if they can't be read"
     at = getattr(dls, 'n_inp', -1)
     states = get_random_states()
     try:
@@ -105,7 +105,7 @@ def labels_in(data, at):
 def sizes_table(sizes): return torch.tensor([math.nan, *sizes, math.nan])
 
 def count_classes(y):
-    "How often each class comes up. Raises a `TypeError` where the labels are no class numbers"
+    "How often each class comes up. Raises a `TypeError` if the labels are no class numbers"
     if is_floating(y) or y.numel() != len(y):
         raise TypeError("Remix is for one class number per sample; the targets of the training set are "
                         f"{y.dtype}, {tuple(y.shape[1:])}. Use MixUp")

@@ -36,7 +36,7 @@ class Tiles(Mix):
         middle:Numbers, # `(m, 2)`, m = 1 or n: the row and the column where the lower and right tiles begin
         corner:Numbers, # `(m, 4, 2)`: the first row and column of each tile's crop, in its sample
         size:tuple, # Height and width that these refer to
-        partner:Numbers, # `(k, n)`: index of each sample's partners; 3 of them, or fewer where there are no more
+        partner:Numbers, # `(k, n)`: index of each sample's partners; 3 of them, or fewer in a small batch
         weights:Numbers|None=None, # Label weights: own ones `(m,)` in [0, 1], or `(k+1, m)`. `None`: the shares
     ):
         "Raises a `ValueError` for crops that don't lie within `size`, and for lengths that differ"
@@ -61,14 +61,14 @@ def each_tile(self:Tiles, t, source):
     return out
 
 # %% ../../nbs/methods/ricap.ipynb #df7276b0
-def cell_slices(low, side): return ..., *[slice(a, a+b) for a, b in zip(low.tolist(), side.tolist())]
+def cell_slices(low, side, times): return ..., *[slice(k*a, k*(a+b)) for a, b, k in zip(low, side, times)]
 
 @patch
 def cells(self:Tiles, tile, i, t):
     "Where a tile of sample `i` lies in `t`, whose size may be a whole multiple, and where its crop is taken from"
-    i, times = i % len(self.low), np.array(t.shape[-2:])//self.size
-    side = self.side[i, tile]*times
-    return cell_slices(self.low[i, tile]*times, side), cell_slices(self.corner[i, tile]*times, side)
+    times = [a//b for a, b in zip(t.shape[-2:], self.size)]
+    low, side, corner = [o[i % len(o), tile].tolist() for o in (self.low, self.side, self.corner)]
+    return cell_slices(low, side, times), cell_slices(corner, side, times)
 
 # %% ../../nbs/methods/ricap.ipynb #e5fc583e
 @patch
@@ -116,7 +116,7 @@ def __call__(self:Tiles,
     t:Tensor, # A tensor of the batch, `(n, …, h, w)`, of any dtype
     source:Tensor|None=None, # The tensor to take the partners from. `None`: `t` itself
 ) -> Tensor: # A new tensor like `t`: same shape, dtype, device and memory format
-    "Mix `t`. Raises a `ValueError` for another batch size, or a size that is no whole multiple"
+    "Mix `t`. Raises a `ValueError` for another batch size, or a size that isn't a whole multiple"
     t = t.resolve_conj().resolve_neg()
     source = t if source is None else source.resolve_conj().resolve_neg()
     for o in t, source: self.check(o)

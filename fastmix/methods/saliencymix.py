@@ -43,7 +43,7 @@ def spectral_residual(
     x:Tensor, # Images, `(n, c, h, w)`
     most:int=128, # The longer side of the map, at most
 ) -> Tensor: # `(n, *grid)`: how much each place stands out, positive and adding up to 1 for each image
-    "Where images stand out from what is regular in them: the spectral residual (Hou and Zhang, CVPR 2007), blurred"
+    "Where images stand out from their regular parts: the spectral residual (Hou and Zhang, CVPR 2007), blurred"
     grey = x.mean(1, dtype=torch.float32)
     size, times = grey.shape[1:], min(1, most/max(grey.shape[1:]))
     grid = [max(1, round(length*times)) for length in size]

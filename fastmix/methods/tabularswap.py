@@ -41,7 +41,7 @@ class Columns(Mix):
 # %% ../../nbs/methods/tabularswap.ipynb #11c2fe2e
 @patch
 def inputs(self:Columns, xb, source=None):
-    "All inputs with their columns swapped. Raises a `ValueError` where they have others than the mix"
+    "All inputs with their columns swapped. Raises a `ValueError` if they have others than the mix"
     at = 0
     def one(t, *source):
         nonlocal at
@@ -84,7 +84,7 @@ class TabularSwap(Mixer):
 def check(self:TabularSwap,
     batch:Batch, # The batch
 ):
-    "Raise a `ValueError` for inputs that are no tables `(n, columns)`, or have a single column in all"
+    "Raise a `ValueError` unless inputs are tables `(n, columns)`, with at least two columns in all"
     shapes = [tuple(x.shape) for x in batch.inputs]
     if any(len(shape) != 2 for shape in shapes):
         raise ValueError(f"TabularSwap swaps columns, so each input must be a table, (n, columns); got shape "

@@ -26,7 +26,7 @@ from ..mixer import Mixer
 
 # %% ../../nbs/methods/transmix.ipynb #76c7aa89
 def patch_grid(patches, size):
-    "Rows and columns of the patches of an image of `size`. Raises a `ValueError` where no grid has its proportions"
+    "Rows and columns of the patches of an image of `size`. Raises a `ValueError` if no grid has its proportions"
     rows = max(1, round((patches*size[0]/size[1])**.5))
     grid = rows, patches//rows
     if patches and rows*grid[1] == patches and same_grid(grid, size): return grid
@@ -35,7 +35,7 @@ def patch_grid(patches, size):
 
 # %% ../../nbs/methods/transmix.ipynb #a12ac09a
 def timm_class(name):
-    "A class of timm's vision transformers; `None` where timm isn't loaded"
+    "A class of timm's vision transformers; `None` if timm isn't loaded"
     return getattr(sys.modules.get('timm.models.vision_transformer'), name, None)
 
 def timm_transformer(model):
@@ -45,13 +45,13 @@ def timm_transformer(model):
 
 # %% ../../nbs/methods/transmix.ipynb #c7ed39fb
 def why_not(vit):
-    "Why the attention in one of timm's transformers says nothing about the patches; `None` where it does"
+    "Why the attention in one of timm's transformers says nothing about the patches; `None` if it does"
     if not vit.has_class_token: return "has no class token"
     if vit.global_pool != 'token': return "predicts from its patches, so what the class token attends to isn't trained"
     if not isinstance(vit.patch_drop, nn.Identity): return "drops patches at random"
 
 def last_attention(vit):
-    "The attention in the last block of one of timm's transformers. Raises a `ValueError` where there's none to look at"
+    "The attention in the last block of one of timm's transformers. Raises a `ValueError` if there's none to look at"
     why = why_not(vit)
     found = [module for module in vit.blocks[-1].modules() if type(module) is timm_class('Attention')]
     if found and not why: return found[-1]
@@ -69,7 +69,7 @@ def recomputed(attention, prefix, seen):
 
 # %% ../../nbs/methods/transmix.ipynb #a0087144
 def given(name, prefix, seen):
-    "`(n, T)`: what the class token attends to, from a map. Raises a `ValueError` where the layer `name` gives none"
+    "`(n, T)`: what the class token attends to, from a map. Raises a `ValueError` if the layer `name` gives none"
     maps = [t for t in tensors(seen) if t.ndim == 4 and t.shape[2] == t.shape[3]]
     if maps: return maps[0].detach().float().mean(1)[:, 0, prefix:]
     raise ValueError(f"TransMix: the layer {name!r} gives {[tuple(t.shape) for t in tensors(seen)]}, and the attention "
@@ -77,7 +77,7 @@ def given(name, prefix, seen):
 
 # %% ../../nbs/methods/transmix.ipynb #23fa6492
 def find_attention(model, attention):
-    "The layer to watch: its name, itself, how to read it. Raises a `ValueError` where there's nothing to watch"
+    "The layer to watch: its name, itself, how to read it. Raises a `ValueError` if there's nothing to watch"
     vit = timm_transformer(unwrap(model))
     if attention is None and vit is None:
         raise ValueError("TransMix finds the attention in timm's vision transformers, and this model has none. Name "

@@ -262,7 +262,7 @@ def test_nothing_is_read_off_the_device():
 
 
 def test_drawing_reads_the_masks_only_twice():
-    "11 to 14 ms for 64 of 224×224; more than four times that would be something else. The shortest of some, as other processes may be running"
+    "3 to 4 ms for 64 of 224×224; more than four times that would be something else. The shortest of some, as other processes may be running"
     batch, rng, took = Batch((torch.rand(64, 1, 224, 224),), (masks(64, (224, 224), 12),)), mix_rng(0), []
     for _ in range(8):
         start = time.perf_counter()
