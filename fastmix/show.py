@@ -821,7 +821,8 @@ def lam_name(alpha, fold):
     if isinstance(alpha, type): alpha = alpha()
     name = ''
     if isinstance(alpha, Mixer): name, alpha, fold = f'{type(alpha).__name__}: ', alpha.alpha, alpha.fold
-    return f"{name}α = {check_alpha(alpha)}{', folded' if fold else ''}"
+    alpha = check_alpha(alpha)
+    return f"{name}α = {alpha if isinstance(alpha, tuple) else round(alpha, 4)}{', folded' if fold else ''}"
 
 # %% ../nbs/07_show.ipynb #21880328
 def moments(alpha):

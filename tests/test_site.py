@@ -237,6 +237,11 @@ class TestTheBuilder:
         lookup = Lookup(root/'nbs/methods/remix.ipynb')
         assert lookup.link_line('try `MixUp` [with `compare`](run.ipynb)') == f"try [`MixUp`]({lookup.doc('MixUp')}) [with `compare`](run.ipynb)"
 
+    def test_indented_python_gets_a_fence(self):
+        from pages import fenced
+        assert fenced('Use:\n\n    x = 3\n\n    y = 4\n\nThen.') == 'Use:\n\n```python\nx = 3\n\ny = 4\n```\n\nThen.'
+        for other in ('Use:\n\n    pip install it\n', '- Use:\n\n    x = 3\n', '```\n\n    x = 3\n```', 'Use\n    x = 3'): assert fenced(other) == other
+
     def test_exported_code_is_folded(self, pages):
         from fastcore.nbio import mk_cell
         from pages import folded

@@ -10,6 +10,7 @@ from inspect import Parameter, isclass, isroutine
 from operator import attrgetter
 from pathlib import Path
 from runpy import run_path
+from textwrap import dedent
 
 from fastcore.ansi import strip_ansi
 from fastcore.docments import MarkdownRenderer, docments, empty
@@ -119,12 +120,14 @@ def parameter_table(sym):
             for name, o in about.items()]
     if not isclass(sym) and returned and (returned.docment or type_name(returned.anno)):
         rows.append(('returns', type_name(returned.anno), '', returned.docment or ''))
-    if not any(row[1] or row[3] for row in rows): return ''
+    if not any(row[3] for row in rows): rows = [row for row in rows if row[0] == 'returns']
+    if not rows: return ''
 
     def cell(text): return ' '.join(text.split()).replace('|', r'\|')
 
     rows = [(name, ' or '.join(f'`{part}`' for part in type.split(' | ') if part), default and f'<code>{cell(default)}</code>',
              cell(meaning)) for name, type, default, meaning in rows]
+    if [row[0] for row in rows] == ['returns']: return 'Returns ' + ': '.join(part for part in (rows[0][1], rows[0][3]) if part)
     columns = zip(('argument', 'type', 'default', 'meaning'), ['---']*4, *rows)
     told = [column for column in columns if any(column[2:])]
     return '\n'.join(f'| {" | ".join(row)} |' for row in zip(*told))
@@ -138,7 +141,8 @@ def entry(sym, name, level, **place):
     if isclass(sym):
         bases = [f'`{base.__name__}`' for base in sym.__bases__ if base is not object]
         if bases: parts.append(f'Extends {" and ".join(bases)}.')
-    parts.append(parameter_table(renderer.sym))
+    arguments = parameter_table(renderer.sym)
+    parts.append(arguments.replace('Returns ', 'Type: ', 1) if isinstance(sym, property) else arguments)
     if isclass(sym):
         written = [f'{name}.{node.name}' for node in definitions(place['module'])[name].body if isinstance(node, defining)]
         parts += [entry(getattr(sym, part.rpartition('.')[2]), part, level + 1, **place) for part in written
@@ -259,6 +263,21 @@ class Lookup(NbdevLookup):
         return ''.join(parts)
 
 
+def fenced(markdown):
+    "Markdown whose indented code, as in a module's docstring, stands in a fence that says it is Python, where it is"
+    blocks = re.split(r'(^```.*?^```$)', markdown, flags=re.M | re.S)
+
+    def fence(match):
+        code = dedent(match[2]).strip('\n')
+        try: ast.parse(code)
+        except SyntaxError: return match[0]
+        return f'{match[1]}```python\n{code}\n```\n'
+
+    blocks[::2] = [re.sub(r'((?:\A|^(?![ \t]*(?:[-*+]|\d+\.) ).*\n)\n)((?: {4}.*(?:\n|\Z)|\n(?= {4}))+)', fence, text, flags=re.M)
+                   for text in blocks[::2]]
+    return ''.join(blocks)
+
+
 def relink(markdown, source, page, target):
     "Make relative links, written as seen from the folder `source`, right for `page`: `target(file, anchor)` says where to"
     def change(match):
@@ -297,9 +316,10 @@ def grid(part):
     return rows
 
 
-def unbroken(text):
-    "A number stays in one line with its error, an interval with itself"
-    text = re.sub(r' ± ', '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}', text)
+def unbroken(text, narrow=False):
+    "A number stays in one line with its error, unless there is no room, and an interval with itself"
+    text = text.replace(' ±', '\N{NO-BREAK SPACE}±')
+    if not narrow: text = text.replace('± ', '±\N{NO-BREAK SPACE}')
     return re.sub(r'\[[-+.\d]+, [-+.\d]+\]', lambda o: o[0].replace(' ', '\N{NO-BREAK SPACE}'), text)
 
 
@@ -318,7 +338,7 @@ def table(html):
     numeric = [any(map(str.strip, column)) and all(re.fullmatch(r'([-+.\d]+(e[-+]?\d+)?( ?(%|ms|µs))?|NaN|–|)', cell) for cell in column)
                for column in columns]
     counted = not names[0] and list(columns[0]) == [str(i) for i in range(len(body))] and not all(numeric[1:2])
-    rows = [names, ['---:' if right else '---' for right in numeric], *([unbroken(cell) for cell in row] for row in body)]
+    rows = [names, ['---:' if right else '---' for right in numeric], *([unbroken(cell, len(row) - counted > 8) for cell in row] for row in body)]
     return '\n'.join(f'| {" | ".join(row[counted:])} |' for row in rows)
 
 
@@ -352,7 +372,7 @@ def write_page(notebook, page, images, target, saved=None, anchors=True):
     pictures = {}
     blocks = [f'<!-- Made from {os.path.relpath(notebook, root)}: edit that. -->']
 
-    def prose(markdown): return relink(lookup.linkify(markdown), notebook.parent, page, target)
+    def prose(markdown): return relink(lookup.linkify(fenced(markdown)), notebook.parent, page, target)
 
     def picture(cell, output, mime, options):
         name = f'{notebook.stem}-{cell.id}-{len(pictures)}.{mime.removeprefix("image/")}'

@@ -79,9 +79,10 @@ def copying(modules):
     "How to start processes as copies of one that has imported `modules`, or `None` where that can't be"
     script = getattr(sys.modules['__main__'], '__file__', None) or ''
     if sys.platform != 'linux' or os.path.basename(script) not in ('fastmix', '__main__.py'): return None
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([*modules])
+    resource_tracker.ensure_running() # It would unblock Ctrl-C below
     with deaf(): forkserver.ensure_running() # It imports while we go on
     return context
 
