@@ -17,6 +17,7 @@ from fastmix.compare.arm import arm_learner, as_text  # noqa: E402
 from fastmix.compare.images import is_for_photos  # noqa: E402
 from fastmix.compare.results import read_results  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings('ignore:The given NumPy array is not writable')
 stored = [f'league-{data}' for data in league.arms] + [f'league-{data}-new' for data in league.chosen_from]
 
 
@@ -142,8 +143,6 @@ def test_wrong(data): assert 0 <= step('wrong', n=64)['test_accuracy'] <= 1
 def test_masks(data): assert all(0 <= value <= 1 for value in step('masks', n=6).values())
 def test_adult(data): assert 0 <= step('adult', n=128, n_test=300)['test_accuracy'] <= 1
 
-
-@pytest.mark.filterwarnings('ignore:The given NumPy array is not writable')
 def test_diabetes(): assert step('diabetes')['test_r2'] < 1
 
 
