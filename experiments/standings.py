@@ -118,7 +118,8 @@ def settings():
     for data, mixers in arms.items():
         for arm, mixer in mixers.items():
             if arm != 'none': rows.setdefault((arm, call(mixer)), []).append(titles[data])
-    table = pd.DataFrame([(arm, text, ', '.join(on)) for (arm, text), on in rows.items()], columns=['method', 'as it was run', 'on'])
+    images = [titles[data] for data in chosen_from]
+    table = pd.DataFrame([(arm, text, 'all images' if on == images else ', '.join(on)) for (arm, text), on in rows.items()], columns=['method', 'as it was run', 'on'])
     return table.sort_values('method', key=lambda names: names.map(methods().index), kind='stable').set_index('method')
 
 

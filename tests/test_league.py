@@ -142,7 +142,6 @@ def test_photos(few_photographs): assert 0 <= step('photos', n=7, passes=1)['tes
 def test_wrong(data): assert 0 <= step('wrong', n=64)['test_accuracy'] <= 1
 def test_masks(data): assert all(0 <= value <= 1 for value in step('masks', n=6).values())
 def test_adult(data): assert 0 <= step('adult', n=128, n_test=300)['test_accuracy'] <= 1
-
 def test_diabetes(): assert step('diabetes')['test_r2'] < 1
 
 
