@@ -115,6 +115,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fastmix.compare.cli.check_numbers': ('compare/cli.html#check_numbers', 'fastmix/compare/cli.py'),
                                      'fastmix.compare.cli.complete': ('compare/cli.html#complete', 'fastmix/compare/cli.py'),
                                      'fastmix.compare.cli.fail': ('compare/cli.html#fail', 'fastmix/compare/cli.py'),
+                                     'fastmix.compare.cli.imported_images': ('compare/cli.html#imported_images', 'fastmix/compare/cli.py'),
                                      'fastmix.compare.cli.keep_quiet': ('compare/cli.html#keep_quiet', 'fastmix/compare/cli.py'),
                                      'fastmix.compare.cli.main': ('compare/cli.html#main', 'fastmix/compare/cli.py'),
                                      'fastmix.compare.cli.parse': ('compare/cli.html#parse', 'fastmix/compare/cli.py'),

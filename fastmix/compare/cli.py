@@ -12,7 +12,7 @@ Without options it takes a few of scikit-learn's handwritten digits, some of the
 __all__ = ['run', 'show', 'main']
 
 # %% ../../nbs/compare/cli.ipynb #ae026a3d
-import math, os, shutil, sys, warnings
+import math, os, shutil, signal, sys, warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -69,6 +69,20 @@ def started_early(settings, jobs, has_results):
     processes = Processes(n, modules, context=context)
     return processes if context else processes.start()
 
+# %% ../../nbs/compare/cli.ipynb #ad027462
+def imported_images():
+    "The module that does the work. Ctrl-C during its import ends this process"
+    def stop(*_):
+        os.write(2, b'\nfastmix: stopped; nothing had begun\n')
+        os._exit(130)
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler: signal.signal(signal.SIGINT, stop)
+    try:
+        from fastmix.compare import images
+        return images
+    finally:
+        if before is signal.default_int_handler: signal.signal(signal.SIGINT, before)
+
 # %% ../../nbs/compare/cli.ipynb #88019eb0
 def run(
     data:str='digits', # Images to train on: digits, pets (downloads the Oxford-IIIT Pets), or a folder of images
@@ -97,8 +111,7 @@ def run(
     check_margin(margin)
     if jobs is not None and jobs < 1: raise Mistake(f'--jobs must be at least 1, got {jobs}')
     with started_early(settings, jobs, has_results=(out/'results.csv').exists() and not force) as processes:
-        from fastmix.compare.images import carry_out
-        return carry_out(settings, out, force, verbose, retry, processes or jobs, margin)
+        return imported_images().carry_out(settings, out, force, verbose, retry, processes or jobs, margin)
 
 # %% ../../nbs/compare/cli.ipynb #e87616be
 def show(
@@ -111,8 +124,7 @@ def show(
     "Draw a batch of each mix, without any training."
     others = dict.fromkeys(['epochs', 'bs', 'lr', 'seeds']) | dict(labels_per_class=0, wrong_labels=0.)
     settings = complete(data, mixes=mixes, arch='small', size=size, seed=seed, pretrained=False, **others)
-    from fastmix.compare import images
-    images.show(settings, out)
+    imported_images().show(settings, out)
 
 # %% ../../nbs/compare/cli.ipynb #0aa5b55b
 def fail(message):
@@ -136,8 +148,7 @@ def parse(argv):
 
     def report():
         check_margin(options['margin'])
-        from fastmix.compare.images import report_on
-        report_on(folder, options['margin'])
+        imported_images().report_on(folder, options['margin'])
     return report, {}
 
 # %% ../../nbs/compare/cli.ipynb #4bb999a3
