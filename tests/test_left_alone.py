@@ -31,7 +31,7 @@ from fastmix.compare import images
 from fastmix.compare.cli import main
 from fastmix.compare.images import describe, learner_maker
 from fastmix.compare.report import batch_pictures
-from fastmix.compare.results import held, read_results
+from fastmix.compare.results import held, read_results, write_file
 from fastmix.compare.run import compare
 from fastmix.data import InputError, digit_images, folder_images, image_dls
 
@@ -168,6 +168,16 @@ def test_where_the_report_cannot_be_written_the_table_is_there_first(photos, tmp
     assert not left_behind(tmp_path/'out') and len(rows(tmp_path/'out')) == 2
     again = here(data=photos, out=tmp_path/'out', **small)
     assert again.returncode == 0 and '2 of 2 runs are in' in again.stdout and (tmp_path/'out'/'report.html').exists()
+
+
+@pytest.mark.parametrize('what', [KeyboardInterrupt(), OSError(28, 'No space left on device')], ids=['Ctrl-C', 'disk full'])
+def test_what_happens_while_a_file_is_written_is_told_as_it_is(tmp_path, monkeypatch, what):
+    write_file(tmp_path/'results.csv', 'before')
+    def fsync(_): raise what
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with pytest.raises(type(what)) as e: write_file(tmp_path/'results.csv', 'after')
+    assert (tmp_path/'results.csv').read_text() == 'before' and not left_behind(tmp_path)
+    assert isinstance(what, KeyboardInterrupt) or e.value.filename == str(tmp_path/'results.csv')
 
 
 def test_where_a_run_cannot_be_written_those_before_it_are_shown(photos, tmp_path):

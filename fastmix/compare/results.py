@@ -71,7 +71,8 @@ def write_file(path, text):
         os.replace(new, path)
     except BaseException as e:
         new.unlink(missing_ok=True)
-        raise OSError(e.errno, e.strerror, str(path)) from e if isinstance(e, OSError) else e
+        if isinstance(e, OSError): raise OSError(e.errno, e.strerror, str(path)) from e
+        raise
 
 # %% ../../nbs/compare/results.ipynb #ac23515f
 def write_results(comparison, folder):
