@@ -19,7 +19,7 @@ from fastai.metrics import accuracy, mae
 from fastai.optimizer import Adam
 from fastai.tabular.core import Categorify, FillMissing, Normalize, TabularPandas
 from fastai.tabular.learner import tabular_learner
-from models import SmallUNet, mlp, small_resnet
+from models import SmallUNet, accuracy_on, mlp, small_resnet
 from sklearn.datasets import load_diabetes
 from sklearn.metrics import r2_score
 from torch import nn
@@ -89,13 +89,7 @@ def photos(*parts): return clothing(*parts, size=48)
 
 def photos_fit(learn): learn.fit_one_cycle(30, 3e-3)
 
-def photos_score(learn): return accuracy_on(learn, *photos('validation', 'test'))
-
-def accuracy_on(learn, images, classes):
-    "Accuracy on all test images; during training only some of them are looked at"
-    model = learn.model.eval()
-    with torch.no_grad(): right = torch.cat([model(x.float()/255).argmax(1) == y for x, y in zip(images.split(250), classes.split(250))])
-    return {'test_accuracy': right.float().mean()}
+def photos_score(learn): return accuracy_on(learn.model, *photos('validation', 'test'))
 
 
 # Fashion-MNIST with wrong labels
@@ -113,7 +107,7 @@ def wrong_learner(n=2000):
 
 def wrong_fit(learn): learn.fit(40, 1e-3)
 
-def wrong_score(learn): return accuracy_on(learn, *fashions()[2])
+def wrong_score(learn): return accuracy_on(learn.model, *fashions()[2])
 
 
 # Pets and their outlines

@@ -96,3 +96,13 @@ class SmallUNet(nn.Module):
             for down in self.down: bridges.append(x := down(x))
             for up, bridge in zip(self.up, bridges[-2::-1]): x = up(torch.cat([F.interpolate(x, bridge.shape[2:]), bridge], 1))
             return self.head(x).float()
+
+
+def right(model, images, classes): return model(images).argmax(1) == classes
+
+
+def accuracy_on(model, images, classes):
+    "`test_accuracy` of a model on all images, in 0..255; during training one may look at only some of them"
+    model = model.eval()
+    with torch.no_grad(): found = [right(model, x.float()/255, y) for x, y in zip(images.split(250), classes.split(250))]
+    return {'test_accuracy': torch.cat(found).float().mean()}

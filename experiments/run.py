@@ -22,7 +22,7 @@ sys.path[:0] = [str(root), str(root/'experiments')]
 
 from data import cifar, clothing, crop_and_flip, fashion, loaders, per_class, split  # noqa: E402
 from league import league, results  # noqa: E402
-from models import keras_cnn, mlp, resnet18, resnet20, small_cnn  # noqa: E402
+from models import accuracy_on, keras_cnn, mlp, resnet18, resnet20, right, small_cnn  # noqa: E402
 
 from fastmix.all import CutMix, MixChoice, MixUp  # noqa: E402, after the path to it
 from fastmix.compare.run import compare  # noqa: E402
@@ -30,9 +30,6 @@ from fastmix.data import wrong_labels  # noqa: E402
 
 keras_adam = partial(Adam, sqr_mom=.999, eps=1e-7, wd=0.)
 four_arms = {'none': None, 'MixUp': MixUp(.2), 'CutMix': CutMix(1.), 'MixChoice': MixChoice(MixUp(.2), CutMix(1.))}
-
-
-def right(model, images, classes): return model(images).argmax(1) == classes
 
 
 def attacked(model, images, classes, step):
@@ -45,8 +42,7 @@ def attacked(model, images, classes, step):
 def test_scores(learn, test, steps=(1, 2, 4, 8), n_attacked=2000):
     "Accuracy on the test images, and on the first of them under attack; a step of 1 is 1/255 of the range"
     model, (images, classes) = learn.model.eval(), test
-    with torch.no_grad():
-        scores = {'test_accuracy': torch.cat([right(model, x.float()/255, y) for x, y in zip(images.split(250), classes.split(250))]).float().mean()}
+    scores = accuracy_on(model, images, classes)
     pairs = [(x.float()/255, y) for x, y in zip(images[:n_attacked].split(250), classes[:n_attacked].split(250))]
     for step in steps:
         scores[f'fgsm_{step}'] = torch.cat([right(model, attacked(model, x, y, step/255), y) for x, y in pairs]).float().mean()

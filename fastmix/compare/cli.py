@@ -12,7 +12,7 @@ Without options it takes a few of scikit-learn's handwritten digits, some of the
 __all__ = ['run', 'show', 'main']
 
 # %% ../../nbs/compare/cli.ipynb #ae026a3d
-import math, os, shutil, signal, sys, warnings
+import math, os, shutil, sys, warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from fastprogress import fastprogress
 from PIL import Image
 
 from .. import __version__
+from ..__main__ import ends_at_once
 from .worker import Processes, copying, cores
 
 # %% ../../nbs/compare/cli.ipynb #c3b1d218
@@ -71,17 +72,9 @@ def started_early(settings, jobs, has_results):
 
 # %% ../../nbs/compare/cli.ipynb #ad027462
 def imported_images():
-    "The module that does the work. Ctrl-C during its import ends this process"
-    def stop(*_):
-        os.write(2, b'\nfastmix: stopped; nothing had begun\n')
-        os._exit(130)
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler: signal.signal(signal.SIGINT, stop)
-    try:
-        from fastmix.compare import images
-        return images
-    finally:
-        if before is signal.default_int_handler: signal.signal(signal.SIGINT, before)
+    "The module that does the work"
+    with ends_at_once(): from fastmix.compare import images
+    return images
 
 # %% ../../nbs/compare/cli.ipynb #88019eb0
 def run(

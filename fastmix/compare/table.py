@@ -74,9 +74,8 @@ def table(self:Comparison,
     `seconds_per_epoch`"""
     metric, higher_is_better = self.judged_by(metric, higher_is_better)
     finished, differences = self.finished.groupby('arm'), self.differences(metric)
-    judged = judge(differences, higher_is_better, margin, looks=self.looks, tried=self.tried, among=among)
-    if margin and self.in_percent(metric):
-        for row in judged: row['verdict'] = row['verdict'].replace(f'{margin:g}', f'{100*margin:g} points')
+    judged = judge(differences, higher_is_better, margin, self.in_percent(metric),
+                   looks=self.looks, tried=self.tried, among=among)
     status = self.runs.groupby('arm', sort=False).status
     table = status.agg(seeds=lambda s: (s == 'finished').sum(), failed=lambda s: (s != 'finished').sum())
     for name in self.measures: table[[name, f'{name}_sd']] = finished[name].agg(['mean', 'std'])

@@ -82,6 +82,7 @@ def judge(
     differences:np.ndarray, # `(arms, seeds)`: to the first arm; NaN where one of both failed
     higher_is_better:bool=True, # Is more a gain?
     margin:float=None, # The difference that doesn't matter. `None`: only better and worse are told
+    percent:bool=False, # Are the differences shares, of which the words speak in points of percent?
     **kwargs, # `looks`, `tried` and `among` of `intervals`
 ) -> list: # For each arm `difference`, `ci_low`, `ci_high` (NaN where there's no interval) and `verdict`
     "The intervals of the arms, and what they tell in words. Raises a `ValueError` for a `margin` that's not positive"
@@ -89,20 +90,21 @@ def judge(
     rows, differences = [], np.atleast_2d(np.asarray(differences, float))
     for d, mean, reach in zip(differences, *intervals(differences, **kwargs)):
         row = dict(difference=float(mean), ci_low=float(mean - reach), ci_high=float(mean + reach))
-        rows.append(row | dict(verdict=in_words(row, int((~np.isnan(d)).sum()), higher_is_better, margin)))
+        n = int((~np.isnan(d)).sum())
+        rows.append(row | dict(verdict=in_words(row, n, higher_is_better, margin, percent)))
     return rows
 
-def in_words(row, n, higher_is_better=True, margin=None):
+def in_words(row, n, higher_is_better=True, margin=None, percent=False):
     "The verdict on an interval"
     low, high = (row['ci_low'], row['ci_high']) if higher_is_better else (-row['ci_high'], -row['ci_low'])
     if n == 0: return 'no seed in which both have a value'
     if n < 3: return f"no verdict with {n} seed{'s'[:n != 1]}: it takes 3"
     if low > 0: return 'better'
     if high < 0: return 'worse'
-    if margin and -margin < low and high < margin: return f'the same within {margin:g}'
-    if margin and -margin < low: return f'no worse than {margin:g} below'
-    if margin and high < margin: return f'no better than {margin:g} above'
-    return f'not distinguishable with {n} seeds'
+    if not margin or low <= -margin and high >= margin: return f'not distinguishable with {n} seeds'
+    most = f'{100*margin:g} points' if percent else f'{margin:g}'
+    if -margin < low and high < margin: return f'the same within {most}'
+    return f'no worse than {most} below' if -margin < low else f'no better than {most} above'
 
 # %% ../../nbs/compare/verdict.ipynb #b2db5597
 def more_seeds(
