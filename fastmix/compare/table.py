@@ -61,6 +61,14 @@ def differences(self:Comparison, metric):
 @patch(as_prop=True)
 def tried(self:Comparison): return len({*self.runs.arm, *self.made_of}) - 1
 
+# %% ../../nbs/compare/table.ipynb #f8e653f4
+shares = 'acc|f1|fbeta|dice|jaccard|iou|auc|precision|recall|sensitivity|specificity|error_rate|(^|_)(m?ap|top)(_|[0-9]|$)'
+
+@patch
+def in_percent(self:Comparison, metric):
+    values = self.finished[metric].dropna()
+    return bool(re.search(shares, metric, re.I) and values.between(0, 1).all())
+
 # %% ../../nbs/compare/table.ipynb #0283bd0f
 @patch
 def table(self:Comparison,
@@ -92,13 +100,6 @@ def number(value, sign=''):
 def words(name): return name.replace('_', ' ')
 
 # %% ../../nbs/compare/table.ipynb #7c04a3dd
-shares = 'acc|f1|fbeta|dice|jaccard|iou|auc|precision|recall|sensitivity|specificity|error_rate|(^|_)(m?ap|top)(_|[0-9]|$)'
-
-@patch
-def in_percent(self:Comparison, metric):
-    values = self.finished[metric].dropna()
-    return bool(re.search(shares, metric, re.I) and values.between(0, 1).all())
-
 def told(value, percent, sign='', digits=2):
     "A value of a measure as text, in percent where it's a share; nothing for NaN"
     return number(value, sign) if not percent or math.isnan(value) else f'{100*value:{sign}.{digits}f}'
