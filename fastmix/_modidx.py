@@ -367,6 +367,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastmix.compare.worker.copying': ('compare/worker.html#copying', 'fastmix/compare/worker.py'),
                                         'fastmix.compare.worker.cores': ('compare/worker.html#cores', 'fastmix/compare/worker.py'),
                                         'fastmix.compare.worker.deaf': ('compare/worker.html#deaf', 'fastmix/compare/worker.py'),
+                                        'fastmix.compare.worker.import_for_good': ( 'compare/worker.html#import_for_good',
+                                                                                    'fastmix/compare/worker.py'),
                                         'fastmix.compare.worker.wait_for_end': ( 'compare/worker.html#wait_for_end',
                                                                                  'fastmix/compare/worker.py')},
             'fastmix.data': { 'fastmix.data.InputError': ('data.html#inputerror', 'fastmix/data.py'),

@@ -22,7 +22,7 @@ from PIL import Image
 
 from .. import __version__
 from ..__main__ import ends_at_once
-from .worker import Processes, copying, cores
+from .worker import Processes, copying, cores, import_for_good
 
 # %% ../../nbs/compare/cli.ipynb #c3b1d218
 digit_defaults = dict(mixes='none,mixup:1,cutmix,choice:1', arch='small', epochs=20, size=8, bs=32, lr=0.01, seeds=3,
@@ -66,15 +66,13 @@ def started_early(settings, jobs, has_results):
     n_runs, has_gpu = len(settings['mixes'])*settings['seeds'], shutil.which('nvidia-smi')
     n = min(n_runs, cores() if jobs is None else jobs)
     if settings['arch'] != 'small' or n < 2 or has_gpu or has_results: return nullcontext()
-    context = copying(modules := ['fastmix.compare.images'])
-    processes = Processes(n, modules, context=context)
-    return processes if context else processes.start()
+    return Processes(n, ['fastmix.compare.images'], context=copying('fastmix.compare.preload')).start()
 
 # %% ../../nbs/compare/cli.ipynb #ad027462
 def imported_images():
     "The module that does the work"
-    with ends_at_once(): from fastmix.compare import images
-    return images
+    with ends_at_once(): import_for_good(['fastmix.compare.images'])
+    return sys.modules['fastmix.compare.images']
 
 # %% ../../nbs/compare/cli.ipynb #88019eb0
 def run(

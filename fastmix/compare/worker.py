@@ -8,7 +8,8 @@ A process that trains imports this module before anything large. It makes sure t
 __all__ = []
 
 # %% ../../nbs/compare/worker.ipynb #76cf5139
-import multiprocessing.connection, os, signal, sys, threading, time
+import gc, multiprocessing.connection, os, signal, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
 
@@ -25,13 +26,25 @@ def wait_for_end(parent):
         kernel.WaitForSingleObject(kernel.OpenProcess(synchronize, False, parent.pid), for_ever)
 
 # %% ../../nbs/compare/worker.ipynb #0c914c16
+def import_for_good(modules):
+    "Import those of `modules` that are not there yet, and never look for garbage among all that is there then"
+    if all(name in sys.modules for name in modules): return
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        for name in modules: import_module(name)
+    finally:
+        gc.freeze()
+        if was_on: gc.enable()
+
+# %% ../../nbs/compare/worker.ipynb #66262f27
 def begin_worker(modules):
     "What a worker does first. `modules` are the names of those it will need"
     def end_with_parent():
         wait_for_end(multiprocessing.parent_process())
         os._exit(1)
     threading.Thread(target=end_with_parent, daemon=True).start()
-    for name in modules: import_module(name)
+    import_for_good(modules)
 
 # %% ../../nbs/compare/worker.ipynb #99df6aea
 @contextmanager
@@ -44,44 +57,48 @@ def deaf():
 
 # %% ../../nbs/compare/worker.ipynb #f59ba135
 class Process:
-    "A pool of one process, made when it's first needed, and made anew after `end`"
+    "A pool of one process, made when it's first needed, and made anew after `end`; several threads may use it"
     def __init__(self, modules=(), env=None, context=None):
-        self.pool, self.options = None, dict(initargs=[modules], env=env, context=context)
+        self.pool, self.lock = None, threading.Lock()
+        self.options = dict(initargs=[modules], env=env, context=context)
 
     def submit(self, function, *args):
         from loky import ProcessPoolExecutor
-        if self.pool is None: self.pool = ProcessPoolExecutor(1, initializer=begin_worker, **self.options)
-        with deaf(): return self.pool.submit(function, *args)
+        with deaf(), self.lock:
+            if self.pool is None: self.pool = ProcessPoolExecutor(1, initializer=begin_worker, **self.options)
+            return self.pool.submit(function, *args)
 
     def end(self):
-        if self.pool: self.pool.shutdown(kill_workers=True)
-        self.pool = None
+        with self.lock:
+            if self.pool: self.pool.shutdown(kill_workers=True)
+            self.pool = None
 
 # %% ../../nbs/compare/worker.ipynb #6277f627
 class Processes:
     "`n` processes, and the names of the `gpus` that are dealt out to them; a context that ends them"
     def __init__(self, n, modules=(), gpus=(), context=None):
         envs = [{'CUDA_VISIBLE_DEVICES': gpus[i % len(gpus)]} if gpus else {} for i in range(n)]
-        self.all = [Process(modules, env, context) for env in envs]
+        self.all, self.starter = [Process(modules, env, context) for env in envs], ThreadPoolExecutor(1)
 
     def __len__(self): return len(self.all)
     def __enter__(self): return self
     def __exit__(self, *_):
+        self.starter.shutdown(cancel_futures=True)
         for process in self.all: process.end()
 
     def start(self):
         "Start them all, and don't wait"
-        for process in self.all: process.submit(os.getpid)
+        for process in self.all: self.starter.submit(process.submit, os.getpid)
         return self
 
 # %% ../../nbs/compare/worker.ipynb #8c60e9ec
-def copying(modules):
-    "How to start processes as copies of one that has imported `modules`, or `None` where that can't be"
+def copying(module):
+    "How to start processes as copies of one that has imported `module`, or `None` where that can't be"
     script = getattr(sys.modules['__main__'], '__file__', None) or ''
     if sys.platform != 'linux' or os.path.basename(script) not in ('fastmix', '__main__.py'): return None
     from multiprocessing import forkserver, resource_tracker
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload([*modules])
+    context.set_forkserver_preload([module])
     resource_tracker.ensure_running() # It would unblock Ctrl-C below
     with deaf(): forkserver.ensure_running() # It imports while we go on
     return context
