@@ -104,6 +104,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fastmix.compare.arm.name_of': ('compare/arm.html#name_of', 'fastmix/compare/arm.py'),
                                      'fastmix.compare.arm.row_of': ('compare/arm.html#row_of', 'fastmix/compare/arm.py'),
                                      'fastmix.compare.arm.run_arm': ('compare/arm.html#run_arm', 'fastmix/compare/arm.py'),
+                                     'fastmix.compare.arm.set_aside': ('compare/arm.html#set_aside', 'fastmix/compare/arm.py'),
                                      'fastmix.compare.arm.start_texts': ('compare/arm.html#start_texts', 'fastmix/compare/arm.py'),
                                      'fastmix.compare.arm.status_of': ('compare/arm.html#status_of', 'fastmix/compare/arm.py'),
                                      'fastmix.compare.arm.taken': ('compare/arm.html#taken', 'fastmix/compare/arm.py'),

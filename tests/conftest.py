@@ -31,7 +31,7 @@ def data():
     return folder
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='module', autouse=True)
 def frozen():
     "Collecting garbage, as every run does, need not look at what was imported"
     gc.freeze()

@@ -38,8 +38,6 @@ from fastmix.compare.results import Comparison, InUse, held, read_results
 from fastmix.compare.run import AllRunsFailed, OtherResults, compare
 from fastmix.compare.verdict import judge
 
-pytestmark = pytest.mark.usefixtures('frozen')
-
 
 def pairs(n=96):
     generator = torch.Generator().manual_seed(0)
@@ -477,7 +475,7 @@ def test_an_interruption_stops_the_comparison_and_keeps_finished_runs(make_learn
     assert list(read_results(tmp_path).runs.arm) == ['none']
 
 
-def test_memory_is_freed_before_the_next_run(make_learner):
+def test_memory_is_freed_before_the_next_run_and_the_next_comparison(make_learner):
     models, alive = [], []
     def make():
         gc.disable() # nothing but the comparison itself collects
@@ -485,9 +483,14 @@ def test_memory_is_freed_before_the_next_run(make_learner):
         learn = make_learner()
         models.append(weakref.ref(learn.model))
         return learn
-    try: quietly(make, {'fails': Fail(), 'none': None, 'MixUp': MixUp()}, once)
-    finally: gc.enable()
-    assert alive == [0]*4
+    gc.unfreeze() # as in a session of a user
+    try:
+        for _ in range(2): quietly(make, {'fails': Fail(), 'none': None, 'MixUp': MixUp()}, once)
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.enable()
+        gc.freeze()
+    assert alive == [0]*8
 
 
 def test_without_validation(make_learner):

@@ -32,8 +32,6 @@ from fastmix.compare.results import read_results
 from fastmix.compare.run import compare
 from fastmix.data import digit_images, image_dls
 
-pytestmark = pytest.mark.usefixtures('frozen')
-
 
 def once(learn): learn.fit(1)
 

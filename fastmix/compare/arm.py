@@ -9,6 +9,7 @@ __all__ = ['arm_learner']
 
 # %% ../../nbs/compare/arm.ipynb #83d23cc9
 import gc, hashlib, math, os, platform, re, warnings
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from importlib.metadata import version
@@ -343,6 +344,16 @@ no_times = dict(seconds=0., cpu_seconds=0.)
 def failed_run(seed, e):
     "What `run_arm` would return for a run of which nothing but the exception is known"
     return row_of(RunLog(), seed, failure(e), {}, no_times), [], {}
+
+# %% ../../nbs/compare/arm.ipynb #7e8d9200
+@contextmanager
+def set_aside():
+    "Free what can be freed; inside, `gc.collect` looks only at what's new"
+    gc.collect()
+    if gc.get_freeze_count(): return (yield)
+    gc.freeze()
+    try: yield
+    finally: gc.unfreeze()
 
 # %% ../../nbs/compare/arm.ipynb #3b4b7e51
 def run_arm(make_learner, mixer, fit, evaluate=None, seed=42, expected=None, verbose=False):

@@ -11,7 +11,6 @@ __all__ = []
 import copyreg, io, multiprocessing, os, pickle, sys, threading, warnings
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from functools import partial
-from importlib import import_module
 from inspect import isfunction
 
 import cloudpickle
@@ -19,7 +18,7 @@ import torch
 from fastai.learner import Learner
 
 from .arm import Differs, NoNumbers, copies_of, failed_run, loader_of, run_arm
-from .worker import Processes, cores
+from .worker import Processes, cores, import_for_good
 from ..metric import MixMetric
 from ..mixer import Mixer, passing
 
@@ -125,7 +124,7 @@ def get_ready(modules, switches, threads, **_):
     "Make this process like the one that has sent the parcel"
     if multiprocessing.get_start_method(allow_none=True) == 'loky': # It can't start the workers of a loader
         multiprocessing.set_start_method(None, force=True)
-    for name in modules: import_module(name)
+    import_for_good(modules)
     set_switches(**switches)
     torch.set_num_threads(threads)
 

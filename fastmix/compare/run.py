@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 from .arm import Differs, arm_learner, as_text, check_like, learner_texts, means_texts, no_number, run_arm
-from .arm import start, start_texts, taken, versions
+from .arm import set_aside, start, start_texts, taken, versions
 from .jobs import at_once, check_jobs, gpu_names, limits_of, parcel_of, spread, usual_jobs
 from .results import Comparison, held, no_runs, read_results, write_results
 from .sentence import note_look
@@ -267,7 +267,7 @@ def compare(
     arms, folder = {str(name): mixer for name, mixer in arms.items()}, folder and Path(folder)
     seed, seeds = operator.index(seed), operator.index(seeds)
     wanted = [(arm, run_seed) for run_seed in range(seed, seed + seeds) for arm in arms]
-    with held(folder) if folder else nullcontext():
+    with held(folder) if folder else nullcontext(), set_aside():
         result = earlier_results(folder, settings)
         planned, jobs = result.check_same(make_learner, arms, wanted, jobs)
         missing = result.missing(wanted, retry)
