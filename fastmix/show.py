@@ -10,7 +10,7 @@ You can look as often as you like. Nothing is trained, and all random generators
 __all__ = ['untouched', 'label_of', 'mix_title', 'show_mix', 'show_mixers', 'hardly_mixed', 'plot_lam']
 
 # %% ../nbs/07_show.ipynb #e49b25a5
-import bisect, copy, math, textwrap, warnings
+import bisect, copy, math, re, textwrap, warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -260,23 +260,38 @@ def names(self:MixedSamples, i):
     return [label_of(tuple(role[i])[self.n_inp:], self.vocab) for role in self.samples]
 
 @patch
-def is_sum(self:MixedSamples, i):
-    "Is the target that names sample `i` a number, or several, which were averaged?"
+def naming(self:MixedSamples, i):
+    "What becomes of the target that names sample `i`, and its values in each role; nothing if no target has a short name"
     for at, y in enumerate(self.drawn.batch.yb, self.n_inp):
         values = [values_of(role[i][at]) for role in self.samples]
-        if None in values: continue
-        numbers = all(is_numbers(v) and not is_hot(v) for v in values)
-        return numbers and isinstance(y, Tensor) and is_floating(y) and self.fate(y) == 'blend'
-    return False
+        if None not in values: return self.fate(y), values
+    return None, []
+
+@patch
+def is_sum(self:MixedSamples, i):
+    "Is the target that names sample `i` a number, or several, which were averaged?"
+    fate, values = self.naming(i)
+    return fate == 'blend' and all(is_numbers(v) and not is_hot(v) for v in values)
+
+@patch
+def counts_as(self:MixedSamples, i):
+    "What the target of sample `i` has become; nothing if its labels count by the shares"
+    fate, names, shares = self.naming(i)[0], self.names(i), self.shares[i]
+    if fate in ('keep', 'union'): return label_of(tuple(self.mixed[i])[self.n_inp:], self.vocab)
+    weights = self.mix.weights.expand(-1, self.mix.n)[:, i].tolist()
+    if fate not in ('weigh', 'blend') or share_texts(weights) == share_texts(shares): return ''
+    return names[weights.index(1)] if 1 in weights else mix_title(weights, *names)
 
 # %% ../nbs/07_show.ipynb #7dc3fe8a
 @patch
 def title(self:MixedSamples, i):
-    "The shares and names of sample `i` and its partners"
+    "The shares and names of sample `i` and its partners, and what its target has become if they don't say it"
     shares, names = self.shares[i], self.names(i)
-    if not self.is_sum(i): return mix_title(shares, *names)
-    total = label_of(tuple(self.mixed[i])[self.n_inp:])
-    return f"{mix_title(shares, *(f'× {name}' for name in names))} = {total}"
+    if self.is_sum(i):
+        total = label_of(tuple(self.mixed[i])[self.n_inp:])
+        return f"{mix_title(shares, *(f'× {name}' for name in names))} = {total}"
+    label = self.counts_as(i)
+    return mix_title(shares, *names) + (f' → {label}' if label else '')
 
 # %% ../nbs/07_show.ipynb #5e8bb301
 role_colours = 'tab:blue', 'tab:orange', 'tab:green', 'tab:red', 'tab:purple'
@@ -475,7 +490,7 @@ def set_titles(axes, titles, least=7):
     "Set the titles, none in a font smaller than `least` points"
     width = title_width(axes[0])
     def fitting(titles): return width/max(.1, *map(width_of, titles))
-    broken = [title.replace(' + ', '\n+ ').replace(' = ', '\n= ').replace(': ', ':\n', 1) for title in titles]
+    broken = [re.sub(' (?=[+=→] )', '\n', title).replace(': ', ':\n', 1) for title in titles]
     if fitting(titles) < min(9, fitting(broken)): titles = broken
     size = min(10, max(least, fitting(titles)))
     for ax, title in zip(axes, titles): as_it_reads(ax.set_title(cut(title, width/size), fontsize=size))

@@ -38,7 +38,7 @@ from helpers import loaders as two_loaders
 from scipy.stats import beta
 from torch import nn
 
-from fastmix.all import Batch, Blend, CutMix, ManifoldMixUp, Mask, MixChoice, Mixer, MixUp, Paste, draw_lam, mix_rng
+from fastmix.all import Batch, Blend, CutMix, ManifoldMixUp, Mask, MixChoice, Mixer, MixUp, Paste, Remix, draw_lam, mix_rng
 from fastmix.show import hardly_mixed, label_of, mix_title, plot_lam, show_mix, show_mixers, untouched
 
 
@@ -58,7 +58,7 @@ def loaders(*data, bs=8, n_inp=None):
 def images(n=8, c=3, size=(6, 4)): return torch.rand(n, c, *size, generator=torch.Generator().manual_seed(0))
 
 
-def drawn_mix(mixer, x): return mixer.draw_mix(Batch((x,)), mix_rng(mixer.seed))
+def drawn_mix(mixer, x, *y): return mixer.draw_mix(Batch((x,), y), mix_rng(mixer.seed))
 
 
 def pixels(ax, i=0): return np.asarray(ax.images[i].get_array())
@@ -443,6 +443,36 @@ def test_several_labels():
     for i, ax in enumerate(axes):
         own, partner = (';'.join(str(k) for k in t.nonzero().flatten().tolist()) or 'none' for t in (y[i], y[mix.partner[i]]))
         assert ax.get_title().replace('\n', ' ') == mix_title(mix.lam[i].item(), own, partner)
+
+
+def hot(t): return ';'.join(str(k) for k in t.nonzero().flatten().tolist()) or 'none'
+
+
+def plain_titles(x, y, mixer): return [ax.get_title().replace('\n', ' ') for ax in show_mix(loaders(x, y), mixer)]
+
+
+@pytest.mark.parametrize('targets', ['keep', 'union'])
+def test_the_title_says_what_has_become_of_several_labels(targets):
+    x, y = images(), (torch.rand(8, 5) < .4).float()
+    mix = drawn_mix(MixUp(seed=1), x)
+    own, partner = (mix.shares[:, :, None] >= .05) | (targets == 'keep')
+    became = y if targets == 'keep' else torch.maximum(y*own, mix.others(y)*partner)
+    for i, title in enumerate(plain_titles(x, y, MixUp(seed=1, targets=targets))):
+        assert title == f'{mix_title(mix.lam[i].item(), hot(y[i]), hot(mix.others(y)[i]))} → {hot(became[i])}'
+
+
+@pytest.mark.parametrize('mixer, soft', [(Remix(counts=[9, 1], seed=1), False), (CutMix(nominal=True, seed=1), False), (CutMix(nominal=True, seed=1), True)],
+                         ids=['Remix', 'nominal', 'nominal, soft labels'])
+def test_the_title_says_how_much_each_label_counts_where_the_shares_do_not(mixer, soft):
+    x, y = images(), torch.tensor([0]*4 + [1]*4)
+    target = F.one_hot(y, 5).float() if soft else y
+    mix, told = drawn_mix(copy.deepcopy(mixer), x, target), []
+    for i, title in enumerate(plain_titles(x, target, mixer)):
+        (share, weight), names = (o[0].expand(8)[i].item() for o in (mix.shares, mix.weights)), [str(k[i].item()) for k in (y, mix.others(y))]
+        label = {0.: names[1], 1.: names[0]}.get(weight, mix_title(weight, *names))
+        assert title == mix_title(share, *names) + (f' → {label}' if f'{share:.2f}' != f'{weight:.2f}' else '')
+        told.append('→' in title)
+    assert any(told)
 
 
 def test_a_loader_s_own_names_and_colours():
