@@ -3,6 +3,7 @@ import gzip
 import io
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ def fashion(part):
     return torch.from_numpy(read('images-idx3', 16)).view(-1, 1, 28, 28), torch.from_numpy(read('labels-idx1', 8)).long()
 
 
+@cache
 def cifar(part):
     "CIFAR-10 in its JPEG copy, `part` train or test: images `(n, 3, 32, 32)` in 0..255, classes `(n,)`"
     packed = np.load(folder('cifar10')/'cifar10_jpeg_packed.npz')

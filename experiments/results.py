@@ -4,6 +4,7 @@ What is shown together is given as a dictionary: what a setting is called, and t
 Verdicts and intervals are read together: each of a page's settings gets its part of the 5 %, `among` them.
 """
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,9 +18,11 @@ folder = Path(__file__).resolve().parent.parent/'nbs/experiments/results'
 styles = styles_of(['none', 'MixUp', 'CutMix', 'MixChoice', 'MixUp 8']) # an arm looks the same in all pictures
 
 
-def load(name) -> Comparison:
-    "The stored runs of one experiment"
-    return read_results(folder/name)
+def load(*names) -> Comparison:
+    "The stored runs of one experiment, which may lie in several folders"
+    first, *more = (read_results(folder/name) for name in names)
+    def joined(what): return pd.concat([getattr(results, what) for results in (first, *more)], ignore_index=True)
+    return replace(first, runs=joined('runs'), curves=joined('curves')) if more else first
 
 
 def best_epoch(results) -> Comparison:

@@ -85,7 +85,7 @@ def test_weights_curves_and_metrics_are_those_of_the_runs_by_themselves(here, tm
     assert_equal(here, there)
     assert_equal(here, read_results(tmp_path))
     out = capfd.readouterr().out
-    assert out.startswith('2 runs at once, each with loader workers [0, 0] and threads 1\n')
+    assert out.startswith('2 runs at once, each with 1 thread and no loader workers\n')
     assert out.count('(run ') == 10 and '(run 10 of 10)' in out and 's left)' in out
 
 

@@ -217,8 +217,10 @@ def ended_runs(result, processes, planned, runs, functions, limits, verbose):
 # %% ../../nbs/compare/run.ipynb #725e672d
 def told_of(jobs, means):
     "How the cores are divided, as a line"
-    n, parts = at_once(jobs), [f'{name} {text}' for name, text in means.items() if name in ('threads', 'loader workers')]
-    return f"{n} runs at once, each with {' and '.join(parts)}"
+    threads, workers = means.get('threads'), means['loader workers'].strip('[]').replace(', ', ' + ')
+    parts = [f"{threads} thread{'s'*(threads != '1')}"] if threads else []
+    parts.append(f"{workers if workers.strip('0 +') else 'no'} loader workers")
+    return f"{at_once(jobs)} runs at once, each with {' and '.join(parts)}"
 
 # %% ../../nbs/compare/run.ipynb #97f91b57
 def order_of(there, wanted, missing):
