@@ -265,7 +265,7 @@ def mixing_bars(table, case, section='mixing', axes=None):
     "What it costs to mix one batch of a case: MixUp on the left, CutMix on the right"
     rows = figures(table, section, case)
     rows = rows[(rows.library != 'fastmix') | (rows.kind == 'callback')]
-    if axes is None: _, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout='constrained')
+    if axes is None: _, axes = plt.subplots(1, 2, figsize=(8.2, 3.3), layout='constrained')
     for ax, method in zip(axes, ('MixUp', 'CutMix')):
         shown = rows[rows.method == method].sort_values('value')
         labels = [f"{row.library}, per {row.per}{' *' if row.in_place else ''}" for _, row in shown.iterrows()]
@@ -278,7 +278,7 @@ def mixing_bars(table, case, section='mixing', axes=None):
 def loss_bars(table, case, section='loss', ax=None):
     "What the loss costs, forward and backward"
     rows = figures(table, section, case).sort_values('value')
-    if ax is None: _, ax = plt.subplots(figsize=(11, .5 + .27*len(rows)), layout='constrained')
+    if ax is None: _, ax = plt.subplots(figsize=(8.2, .5 + .24*len(rows)), layout='constrained')
     labels = [f"{row.library}: {row['name']}" for _, row in rows.iterrows()]
     bars(ax, labels, list(rows.value), [COLORS.get(library, '#b5bec8') for library in rows.library], ['']*len(rows))
     ax.set_title(f"{case}, {'times the plain loss, forward and backward' if section == 'loss' else 'peak of memory in predictions'}", fontsize=10)
@@ -287,7 +287,7 @@ def loss_bars(table, case, section='loss', ax=None):
 
 def size_lines(table, axes=None):
     "The time of a call against the size of the batch in megabytes, both on logarithmic scales"
-    if axes is None: _, axes = plt.subplots(1, 2, figsize=(11, 3.4), layout='constrained')
+    if axes is None: _, axes = plt.subplots(1, 2, figsize=(8.2, 3.2), layout='constrained')
     rows = figures(table, 'size')
     for ax, (kind, part) in zip(axes, rows.groupby('kind', sort=False)):
         for (library, name), line in part.groupby(['library', 'name'], sort=False):
