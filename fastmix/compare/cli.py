@@ -147,7 +147,8 @@ def keep_quiet():
     "No warnings of other packages, no bars and letters that the output can't show"
     warnings.filterwarnings('ignore', '.*torch.jit.script.*', FutureWarning)
     warnings.filterwarnings('ignore', module='PIL')
-    os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning') # For the processes that are started
+    given, tracker = os.environ.get('PYTHONWARNINGS', 'ignore::FutureWarning'), ',ignore:resource_tracker'
+    os.environ['PYTHONWARNINGS'] = given.removesuffix(tracker) + tracker # For the processes that are started
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     os.environ['MPLBACKEND'], Image.MAX_IMAGE_PIXELS = 'agg', None
