@@ -89,7 +89,8 @@ def switches():
 def set_switches(dtype, precision, deterministic, cudnn):
     torch.set_default_dtype(dtype)
     torch.set_float32_matmul_precision(precision)
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled(): # The call imports torch's compiler, for a second
+        torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = cudnn
 
 # %% ../../nbs/compare/jobs.ipynb #b8a20f19
