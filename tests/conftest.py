@@ -1,5 +1,6 @@
 import gc
 import os
+import signal
 from pathlib import Path
 
 os.environ |= {'MPLBACKEND': 'agg', 'COLUMNS': '100'} # As wide as where nobody says how wide it is
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Tests that run in the background ignore Ctrl-C, and what they start would, too
 
 
 longest = ['test_left_alone.py', 'test_site.py', 'test_lessons.py', 'test_cli.py', 'test_pets.py', 'test_rows.py']

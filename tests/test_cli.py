@@ -202,8 +202,7 @@ def start(**given):
     "The command as a process of its own; its lines can be read one by one"
     env = dict(os.environ, PYTHONPATH=str(Path(cli.__file__).parents[2]), PYTHONWARNINGS='ignore')
     command = [sys.executable, '-m', 'fastmix', *(f'--{name}={value}' for name, value in (options | given).items())]
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # a shell has what it runs in the background ignore it
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize('how, code', [(signal.SIGKILL, -9), (signal.SIGINT, 130)])

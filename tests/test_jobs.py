@@ -331,7 +331,7 @@ def test_loader_workers_are_divided_and_said_and_not_mixed_with_others(tmp_path,
     def make_busy(): return learner_of(busy)
     once = {'none': None}
     there = compare(make_busy, once, fit, evaluate=weights, folder=tmp_path, jobs=2)
-    assert 'each with loader workers [2, 0] and threads 1' in capsys.readouterr().out
+    assert 'each with 1 thread and 2 + 0 loader workers' in capsys.readouterr().out
     assert there.made_of['none']['loader workers'] == '[2, 0]'
     fewer = loaders(num_workers=2)
     assert_equal(there, compare(lambda: learner_of(fewer), once, fit, evaluate=weights, progress=False))

@@ -62,7 +62,6 @@ def here(*words, **given):
 def command(*words, env=None, limit=None, **given):
     "What the command prints in a process of its own"
     def prepare():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     return subprocess.run([sys.executable, '-m', 'fastmix', *words, *options(**given)], env=environment(**env or {}), capture_output=True,
                           text=True, stdin=subprocess.DEVNULL, preexec_fn=prepare, timeout=300)
