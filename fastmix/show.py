@@ -271,27 +271,31 @@ def naming(self:MixedSamples, i):
 def is_sum(self:MixedSamples, i):
     "Is the target that names sample `i` a number, or several, which were averaged?"
     fate, values = self.naming(i)
-    return fate == 'blend' and all(is_numbers(v) and not is_hot(v) for v in values)
+    return fate == 'blend' and all(v and is_numbers(v) and not is_hot(v) for v in values)
+
+@patch
+def sum_title(self:MixedSamples, i, parts):
+    "The numbers of sample `i` and its partners, each times its part, and their sum"
+    total = label_of(tuple(self.mixed[i])[self.n_inp:])
+    return f"{mix_title(parts, *(f'× {name}' for name in self.names(i)))} = {total}"
 
 @patch
 def counts_as(self:MixedSamples, i):
     "What the target of sample `i` has become; nothing if its labels count by the shares"
-    fate, names, shares = self.naming(i)[0], self.names(i), self.shares[i]
+    fate, names = self.naming(i)[0], self.names(i)
     if fate in ('keep', 'union'): return label_of(tuple(self.mixed[i])[self.n_inp:], self.vocab)
     weights = self.mix.weights.expand(-1, self.mix.n)[:, i].tolist()
-    if fate not in ('weigh', 'blend') or share_texts(weights) == share_texts(shares): return ''
+    if fate not in ('weigh', 'blend') or share_texts(weights) == share_texts(self.shares[i]): return ''
+    if self.is_sum(i): return self.sum_title(i, weights)
     return names[weights.index(1)] if 1 in weights else mix_title(weights, *names)
 
 # %% ../nbs/07_show.ipynb #7dc3fe8a
 @patch
 def title(self:MixedSamples, i):
     "The shares and names of sample `i` and its partners, and what its target has become if they don't say it"
-    shares, names = self.shares[i], self.names(i)
-    if self.is_sum(i):
-        total = label_of(tuple(self.mixed[i])[self.n_inp:])
-        return f"{mix_title(shares, *(f'× {name}' for name in names))} = {total}"
-    label = self.counts_as(i)
-    return mix_title(shares, *names) + (f' → {label}' if label else '')
+    shares, became = self.shares[i], self.counts_as(i)
+    if self.is_sum(i) and not became: return self.sum_title(i, shares)
+    return mix_title(shares, *self.names(i)) + (f' → {became}' if became else '')
 
 # %% ../nbs/07_show.ipynb #5e8bb301
 role_colours = 'tab:blue', 'tab:orange', 'tab:green', 'tab:red', 'tab:purple'

@@ -475,6 +475,17 @@ def test_the_title_says_how_much_each_label_counts_where_the_shares_do_not(mixer
     assert any(told)
 
 
+def test_the_title_of_numbers_that_count_by_other_weights_than_the_shares():
+    x, y = images(), torch.arange(8.)
+    mix = drawn_mix(CutMix(nominal=True, seed=1), x, y)
+    (share, weight), other = (o.flatten()[0].item() for o in (mix.shares, mix.weights)), mix.others(y)
+    assert f'{share:.2f}' != f'{weight:.2f}'
+    for i, title in enumerate(plain_titles(x, y, CutMix(nominal=True, seed=1))):
+        a, b = (f'{t[i]:g}' for t in (y, other))
+        total = weight*y[i] + (1 - weight)*other[i]
+        assert title == f"{mix_title(share, a, b)} → {mix_title(weight, f'× {a}', f'× {b}')} = {total:.4g}"
+
+
 def test_a_loader_s_own_names_and_colours():
     "fastai's transforms are undone: normalisation, and the codes of categories"
     photos = (images(12, size=(9, 9))*255).byte().permute(0, 2, 3, 1).numpy()

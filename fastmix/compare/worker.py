@@ -29,6 +29,7 @@ def wait_for_end(parent):
 def import_for_good(modules):
     "Import those of `modules` that are not there yet, and never look for garbage among all that is there then"
     if all(name in sys.modules for name in modules): return
+    gc.collect() # What is garbage now would stay for good
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -88,7 +89,8 @@ class Processes:
 
     def start(self):
         "Start them all, and don't wait"
-        for process in self.all: self.starter.submit(process.submit, os.getpid)
+        with deaf():
+            for process in self.all: self.starter.submit(process.submit, os.getpid)
         return self
 
 # %% ../../nbs/compare/worker.ipynb #8c60e9ec
