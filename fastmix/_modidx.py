@@ -369,6 +369,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastmix.compare.worker.copying': ('compare/worker.html#copying', 'fastmix/compare/worker.py'),
                                         'fastmix.compare.worker.cores': ('compare/worker.html#cores', 'fastmix/compare/worker.py'),
                                         'fastmix.compare.worker.deaf': ('compare/worker.html#deaf', 'fastmix/compare/worker.py'),
+                                        'fastmix.compare.worker.heeded': ('compare/worker.html#heeded', 'fastmix/compare/worker.py'),
                                         'fastmix.compare.worker.import_for_good': ( 'compare/worker.html#import_for_good',
                                                                                     'fastmix/compare/worker.py'),
                                         'fastmix.compare.worker.wait_for_end': ( 'compare/worker.html#wait_for_end',

@@ -1,7 +1,9 @@
+import contextlib
 import gc
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 import weakref
@@ -473,6 +475,16 @@ def test_a_failed_evaluation_is_a_failed_run(make_learner):
 def test_an_interruption_stops_the_comparison_and_keeps_finished_runs(make_learner, tmp_path, error):
     with pytest.raises(error): quietly(make_learner, {'none': None, 'stop': Fail(error())}, once, folder=tmp_path)
     assert list(read_results(tmp_path).runs.arm) == ['none']
+
+
+def test_an_interruption_is_not_lost_where_pandas_swallows_it(make_learner, tmp_path, monkeypatch):
+    "As code in C does that asks whether something works"
+    def swallowing(*args):
+        with contextlib.suppress(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+    monkeypatch.setattr('fastmix.compare.run.tell', swallowing)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt): compare(make_learner, two_arms, once, folder=tmp_path)
+    assert len(read_results(tmp_path).runs) == 1 and signal.getsignal(signal.SIGINT) is before
 
 
 def test_memory_is_freed_before_the_next_run_and_the_next_comparison(make_learner):

@@ -31,7 +31,7 @@ from .jobs import at_once, check_jobs, gpu_names, limits_of, parcel_of, spread, 
 from .results import Comparison, held, no_runs, read_results, write_results
 from .sentence import note_look
 from .table import told, words
-from .worker import Processes
+from .worker import Processes, heeded
 from ..mixer import Mixer
 
 # %% ../../nbs/compare/run.ipynb #cce71a0d
@@ -239,10 +239,11 @@ def take_in(self:Comparison, arm, seed, run, order, folder):
     except Differs as e:
         is_known = e.text.split(': ')[0] in known
         raise OtherResults(differs_text(self, arm, seed, e, folder) if is_known else elsewhere_text(arm, seed, e)) from e
-    self.add(arm, row, epochs, made_of)
-    in_order = self.of(order)
-    self.runs, self.curves = in_order.runs, in_order.curves
-    if folder: write_results(self, folder)
+    with heeded():
+        self.add(arm, row, epochs, made_of)
+        in_order = self.of(order)
+        self.runs, self.curves = in_order.runs, in_order.curves
+        if folder: write_results(self, folder)
 
 # %% ../../nbs/compare/run.ipynb #929a9de9
 def compare(
@@ -284,8 +285,9 @@ def compare(
             for arm, run_seed, run in ended:
                 result.take_in(arm, run_seed, run, order, folder)
                 left.remove((arm, run_seed))
-                seconds = seconds_left(result, missing, left, perf_counter() - begun, jobs)
-                if progress: tell(result, wanted, left, arm, run_seed, seconds)
+                with heeded():
+                    seconds = seconds_left(result, missing, left, perf_counter() - begun, jobs)
+                    if progress: tell(result, wanted, left, arm, run_seed, seconds)
     result = result.of(wanted, make_learner=make_learner, arms=arms)
     if len(result.finished): return result
     raise AllRunsFailed(f"every run failed; the first: {result.runs.status.iloc[0].removeprefix('failed: ')}")

@@ -56,6 +56,21 @@ def deaf():
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+# %% ../../nbs/compare/worker.ipynb #fde9982f
+@contextmanager
+def heeded():
+    "If Ctrl-C comes inside, and the code there swallows the `KeyboardInterrupt`, it's raised at the end"
+    heard, before = [], signal.getsignal(signal.SIGINT)
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or before is not signal.default_int_handler: return (yield)
+    def hear(*args):
+        heard.append(args)
+        signal.default_int_handler(*args)
+    signal.signal(signal.SIGINT, hear)
+    try: yield
+    finally: signal.signal(signal.SIGINT, before)
+    if heard: raise KeyboardInterrupt
+
 # %% ../../nbs/compare/worker.ipynb #f59ba135
 class Process:
     "A pool of one process, made when it's first needed, and made anew after `end`; several threads may use it"
