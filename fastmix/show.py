@@ -183,7 +183,8 @@ class MixedSamples:
     ):
         self.drawn, self.mix, self.n_inp, self.vocab = drawn, drawn.mix, len(drawn.batch.xb), vocab
         self.n = min(drawn.batch.n, n or (4 if drawn.place else 9))
-        self.shares = self.mix.shares.expand(-1, self.mix.n).T.tolist() # For each sample, those of all roles
+        # For each sample, those of all roles
+        self.shares, self.weights = (o.expand(-1, self.mix.n).T.tolist() for o in (self.mix.shares, self.mix.weights))
         self.roles = role_names(len(self.mix.rows))
         self.samples = [decoded(dl, batch, self.n) for batch in role_batches(drawn)] # For each role, all samples
         self.mask, self.pictures, self.mixed = None, [], None
@@ -284,7 +285,7 @@ def counts_as(self:MixedSamples, i):
     "What the target of sample `i` has become; nothing if its labels count by the shares"
     fate, names = self.naming(i)[0], self.names(i)
     if fate in ('keep', 'union'): return label_of(tuple(self.mixed[i])[self.n_inp:], self.vocab)
-    weights = self.mix.weights.expand(-1, self.mix.n)[:, i].tolist()
+    weights = self.weights[i]
     if fate not in ('weigh', 'blend') or share_texts(weights) == share_texts(self.shares[i]): return ''
     if self.is_sum(i): return self.sum_title(i, weights)
     return names[weights.index(1)] if 1 in weights else mix_title(weights, *names)
@@ -531,9 +532,8 @@ def label_fates(self:MixedSamples):
 def mixed_cells(self:MixedSamples, i):
     "The mix of sample `i`, a value for each column; a label that is weighed with all its shares"
     roles, mixed = [self.cells_in(role, i) for role in self.samples], self.cells_in(self.mixed, i)
-    weights = self.mix.weights.expand(-1, self.mix.n)[:, i].tolist()
     for at, fate in enumerate(reversed(self.label_fates()), 1):
-        if fate == 'weigh': mixed[-at] = mix_title(weights, *(str(role[-at]) for role in roles))
+        if fate == 'weigh': mixed[-at] = mix_title(self.weights[i], *(str(role[-at]) for role in roles))
     return mixed
 
 # %% ../nbs/07_show.ipynb #f830d970

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
 
+from ..__main__ import answered
+
 # %% ../../nbs/compare/worker.ipynb #eeccf01d
 def wait_for_end(parent):
     "Return when the process `parent`, which has started this one, is gone"
@@ -60,15 +62,11 @@ def deaf():
 @contextmanager
 def heeded():
     "If Ctrl-C comes inside, and the code there swallows the `KeyboardInterrupt`, it's raised at the end"
-    heard, before = [], signal.getsignal(signal.SIGINT)
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or before is not signal.default_int_handler: return (yield)
+    heard = []
     def hear(*args):
         heard.append(args)
         signal.default_int_handler(*args)
-    signal.signal(signal.SIGINT, hear)
-    try: yield
-    finally: signal.signal(signal.SIGINT, before)
+    with answered(hear): yield
     if heard: raise KeyboardInterrupt
 
 # %% ../../nbs/compare/worker.ipynb #f59ba135
