@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -61,8 +62,7 @@ def here(*words, **given):
 
 def command(*words, env=None, limit=None, **given):
     "What the command prints in a process of its own"
-    def prepare():
-        if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    prepare = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)) if limit else None
     return subprocess.run([sys.executable, '-m', 'fastmix', *words, *options(**given)], env=environment(**env or {}), capture_output=True,
                           text=True, stdin=subprocess.DEVNULL, preexec_fn=prepare, timeout=300)
 
