@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
